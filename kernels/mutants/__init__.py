@@ -1,0 +1,1 @@
+"""Kernels broken on purpose: every one must be killed by a named property."""

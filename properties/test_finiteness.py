@@ -1,0 +1,16 @@
+"""Finiteness: got_i is NaN where the policy says NaN, and finite everywhere else.
+
+Kernels break it by overflow before the maximum is subtracted (inf − inf), by exp(-inf − -inf) on a fully masked tile, by 0/0 at T = 0.
+"""
+
+import torch
+
+from stabcheck.laws import law
+from stabcheck.verdicts import ANY_FINITE
+
+
+@law("the output is finite wherever the exact result is, and NaN only where the policy says so")
+def test_finiteness(case):
+    got, exact = case.run(), case.expected
+    any_finite = torch.full_like(exact.bound, ANY_FINITE)
+    yield case.within(got, exact.value, any_finite, exact.free, kind="non-finite")

@@ -1,0 +1,14 @@
+"""In place = out of place: overwriting the input gives what a fresh output gives, at the first call as at any other.
+
+Autotuners are cleared before each call, so that every call is a first one. Kernels break it when an autotuner runs an in-place kernel
+several times without restoring its buffer, and by reading what they have already overwritten.
+"""
+
+from stabcheck.laws import law
+from stabcheck.variations import run_in_place
+
+
+@law("the in-place form gives what the out-of-place form gives, at the first call too", requires="in_place")
+def test_in_place(case):
+    exact = case.expected
+    yield case.within(run_in_place(case), case.run(), 2 * exact.bound, exact.free, what="in place with out of place")

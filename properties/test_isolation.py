@@ -1,0 +1,26 @@
+"""Row isolation: a row's bits do not depend on the contents of other rows. Batch invariance: nor, within the bounds, on how many there are.
+
+A batch of the same shape in which every other row is replaced by NaN must give the remaining rows bit for bit. A kernel may take another
+route for fewer rows, so single rows are compared within the bounds, bit for bit if it declares batch_invariant.
+Kernels break it with tiles that span rows, with row parameters read by slot (TokenSpeed #280), with leftovers of a shared buffer.
+"""
+
+from stabcheck.laws import law
+from stabcheck.variations import with_other_rows_nan
+
+
+@law("a row's result does not depend on the other rows of the batch", row_local=False)
+def test_isolation(case):
+    got, rows = case.run(), case.batch.logits.shape[0]
+    for parity in (0, 1):
+        neighbours = case.run(with_other_rows_nan(case, parity))
+        yield case.same_bits(
+            neighbours[parity::2], got[parity::2], what="rows between NaN rows with the same rows in their batch", aligned=False
+        )
+    few = slice(0, (rows + 2) // 3)
+    alone = case.run(case.batch.pick(few))
+    bound = 0 * case.expected.bound if case.kernel.batch_invariant else 2 * case.expected.bound
+    free = None if case.expected.free is None else case.expected.free[few]
+    yield case.within(
+        alone, got[few], bound[few], free, what="the first third of the rows alone with the same rows in their batch", aligned=False
+    )

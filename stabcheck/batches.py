@@ -1,0 +1,213 @@
+"""Batches: the tensors a recipe materialises into, with the same bits on every device.
+
+Random numbers come from a tape: tape[i] = hash(i), a counter-based 32-bit integer hash computed once per device in wrapping integer
+arithmetic; a row reads V consecutive entries from a place given by (seed, archetype, sibling). Everything else is one correctly rounded
+IEEE operation per element, which CPU and GPU agree on. One host-to-device copy carries every parameter of the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from stabcheck.floats import by_name
+from stabcheck.recipes import Layout, Mask, Recipe, Row
+
+TAPE_BITS = 20  # places a row may start at
+TAPE_TAIL = 1 << 18  # entries behind the last place: the widest row before the noise repeats
+LADDER_STEPS, SCALE_STEPS = 32, 24
+SMALLEST_TEMPERATURE = 2.0**-149
+TAIL = 16  # poisoned elements behind the last row of a padded layout
+
+
+@dataclass(frozen=True)
+class Batch:
+    """logits [R, V] in the recipe's dtype and layout; inputs: name -> [R] fp32 or int64."""
+
+    logits: torch.Tensor
+    inputs: Mapping[str, torch.Tensor]
+
+    @property
+    def args(self) -> tuple[torch.Tensor, ...]:
+        """What a kernel is called with."""
+        return (self.logits, *self.inputs.values())
+
+    def with_logits(self, logits: torch.Tensor) -> Batch:
+        """The same inputs with other logits."""
+        return replace(self, logits=logits)
+
+    def pick(self, rows: torch.Tensor | slice) -> Batch:
+        """The batch of the given rows."""
+        return Batch(self.logits[rows], {k: v[rows] for k, v in self.inputs.items()})
+
+    def clone(self) -> Batch:
+        """Fresh memory, same bits, same shape; contiguous."""
+        return Batch(self.logits.clone(memory_format=torch.contiguous_format), {k: v.clone() for k, v in self.inputs.items()})
+
+    def digest(self) -> str:
+        """sha256 of the bits of logits and inputs, the same on every device."""
+        sha = hashlib.sha256()
+        for tensor in self.args:
+            sha.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        return sha.hexdigest()
+
+
+def materialise(recipe: Recipe, device: str | torch.device = "cpu") -> Batch:
+    """Expand a recipe into tensors on `device`."""
+    fmt = by_name(recipe.dtype)
+    logits = empty_layout((recipe.total_rows, recipe.vocab), fmt.torch, recipe.layout, device)
+    plan = _plan(recipe)
+    packed = torch.from_numpy(np.concatenate([*plan.values(), np.zeros(1)])).to(device)  # the zero keeps an empty batch non-empty
+    parts = dict(zip(plan, torch.split(packed[:-1], [len(v) for v in plan.values()]), strict=True))
+    n = recipe.siblings
+    for k, row in enumerate(recipe.rows):
+        block = logits[k * n : (k + 1) * n]
+        _fill(block, row, recipe, parts["starts"][k * n : (k + 1) * n], parts["scales"])
+        _mask(block, row.mask)
+    if len(plan["edit_rows"]):
+        where = (parts["edit_rows"].long(), parts["edit_columns"].long())
+        logits.index_put_(where, parts["edit_values"].to(fmt.torch))
+    if recipe.fan == "rotate" and n > 1 and recipe.vocab > 1:
+        columns = (torch.arange(recipe.vocab, device=device) + parts["shifts"].long()[:, None]) % recipe.vocab
+        logits.copy_(logits.gather(1, columns))
+    inputs = {name: _input(parts[f"input:{name}"], kind) for name, kind in _input_kinds(recipe).items()}
+    return Batch(logits, inputs)
+
+
+def empty_layout(shape: tuple[int, int], dtype: torch.dtype, layout: Layout, device: Any) -> torch.Tensor:
+    """A [rows, vocab] view in some layout; memory outside the view is NaN, so that whoever reads it is found out."""
+    rows, vocab = shape
+    if layout.contiguous or not rows:
+        return torch.empty(rows, vocab, dtype=dtype, device=device)
+    stride = vocab * layout.step + layout.pad
+    flat = torch.full((layout.offset + rows * stride + TAIL,), torch.nan, dtype=dtype, device=device)
+    return flat.as_strided((rows, vocab), (stride, layout.step), layout.offset)
+
+
+def _plan(recipe: Recipe) -> dict[str, np.ndarray]:
+    """Every number the device needs, as fp64 vectors: all are integers below 2^53 or values of a narrower format, so exact."""
+    n, vocab = recipe.siblings, recipe.vocab
+    sibling = np.arange(n)
+    seeds = _hash(np.arange(recipe.total_rows, dtype=np.uint32) + np.uint32((recipe.seed * 0x9E3779B9) & 0xFFFFFFFF))
+    shifts = np.where(np.tile(sibling, len(recipe.rows)) > 0, _hash(seeds) % vocab, 0)
+    edits = [{i % vocab: v for i, v in row.edits} for row in recipe.rows]  # the last edit of a column wins
+    plan: dict[str, np.ndarray] = {
+        "starts": (seeds & ((1 << TAPE_BITS) - 1)).astype(np.float64),
+        "shifts": shifts.astype(np.float64),
+        "scales": 2.0 ** (sibling % SCALE_STEPS),
+        "edit_rows": np.concatenate([np.repeat(k * n + sibling, len(e)) for k, e in enumerate(edits)]).astype(np.float64),
+        "edit_columns": np.concatenate([np.tile(np.array(list(e), np.float64), n) for e in edits]),
+        "edit_values": np.concatenate([np.tile(np.array(list(e.values()), np.float64), n) for e in edits]),
+    }
+    for name, kind in _input_kinds(recipe).items():
+        values = np.repeat(np.array([float(row.input(name)) for row in recipe.rows]), n)
+        if name == "temperature" and kind is float and recipe.fan == "ladder":
+            ladder = values * np.tile(2.0 ** -(sibling % LADDER_STEPS), len(recipe.rows))
+            values = np.where(values > 0, np.maximum(ladder.astype(np.float32), np.float32(SMALLEST_TEMPERATURE)), values)
+        plan[f"input:{name}"] = values.astype(np.float64)
+    return plan
+
+
+def _input_kinds(recipe: Recipe) -> dict[str, type]:
+    """Name and Python type of each per-row scalar."""
+    return {name: type(value) for name, value in recipe.rows[0].inputs}
+
+
+def _input(values: torch.Tensor, kind: type) -> torch.Tensor:
+    return values.to(torch.float32 if kind is float else torch.int64)
+
+
+def _fill(block: torch.Tensor, row: Row, recipe: Recipe, starts: torch.Tensor, scales: torch.Tensor) -> None:
+    """Write one archetype's background into its siblings' rows; finite values stay finite in the format."""
+    vocab, values, kind = recipe.vocab, row.background.values, row.background.kind
+    fmt, device = by_name(recipe.dtype), block.device
+    scaled = recipe.fan == "scale" and recipe.siblings > 1
+    if kind == "constant" and not scaled:
+        block.fill_(values[0])
+        return
+    if kind == "literal":
+        counts = torch.tensor(row.background.counts, device=device)
+        block.copy_(torch.tensor(values, device=device, dtype=fmt.torch).repeat_interleave(counts))
+        return
+    if kind == "bits":
+        block.copy_(_finite_bits(_noise(starts, vocab, "hash"), fmt.name))
+        return
+    if kind == "constant":
+        x = torch.full((1, vocab), values[0], device=device)
+    elif kind == "palette":
+        x = torch.tensor(values, device=device)[_noise(starts, vocab, "hash") & 3]
+    elif kind == "bell":
+        x = _noise(starts, vocab, "bell").mul(values[1]).add_(values[0])
+    else:
+        x = torch.arange(vocab, device=device, dtype=torch.float32).mul_(values[1]).add_(values[0])[None]
+    if scaled:
+        x = x * scales.to(torch.float32)[:, None]
+    block.copy_(x.clamp(-fmt.max, fmt.max))
+
+
+def _mask(block: torch.Tensor, mask: Mask) -> None:
+    """Set the masked columns of all rows to -inf."""
+    vocab = block.shape[1]
+    a = mask.a % vocab if mask.kind in ("span", "all_but") else mask.a
+    spans = {
+        "none": [],
+        "prefix": [slice(0, a)],
+        "suffix": [slice(max(vocab - a, 0), None)],
+        "span": [slice(a, a + mask.b)],
+        "every": [slice(mask.b % max(a, 1), None, max(a, 1))],
+        "all_but": [slice(0, a), slice(a + mask.b, None)],
+        "all": [slice(None)],
+    }
+    for span in spans[mask.kind]:
+        block[:, span] = -torch.inf
+
+
+def _noise(starts: torch.Tensor, vocab: int, kind: str) -> torch.Tensor:
+    """[n, V] noise: V consecutive entries of a tape from each start; wider rows repeat their noise."""
+    tape = _tape(str(starts.device), kind)
+    width = min(vocab, TAPE_TAIL)
+    rows = tape.unfold(0, width, 1)[starts.long()]
+    return rows if width == vocab else rows.repeat(1, -(-vocab // width))[:, :vocab].contiguous()
+
+
+@lru_cache(maxsize=16)
+def _tape(device: str, kind: str) -> torch.Tensor:
+    """The tape of hashes (int32), or of bell variates made of them (fp32, exact: 23 significant bits)."""
+    counter = torch.arange((1 << TAPE_BITS) + TAPE_TAIL, dtype=torch.int32, device=device)
+    h = _hash_tensor(counter)
+    if kind == "hash":
+        return h
+    level = (h & 0xFF) + ((h >> 8) & 0xFF) + ((h >> 16) & 0xFF) + ((h >> 24) & 0xFF) - 510  # four bytes: -510..510, deviation 148
+    fraction = _hash_tensor(h) & 0x1FFF  # 13 more bits, so that ties are rare
+    return (level.double() + fraction.double() / 8192 - 0.5).div(128).float()
+
+
+def _hash_tensor(x: torch.Tensor) -> torch.Tensor:
+    """C. Wellons' lowbias32 on int32 with wrapping multiplication and logical shifts (github.com/skeeto/hash-prospector)."""
+    x = x ^ ((x >> 16) & 0xFFFF)
+    x = x * 0x7FEB352D
+    x = x ^ ((x >> 15) & 0x1FFFF)
+    x = x * (0x846CA68B - (1 << 32))
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+def _hash(x: np.ndarray) -> np.ndarray:
+    """The same hash on uint32."""
+    x = x.astype(np.uint32)
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return np.asarray(x ^ (x >> 16))
+
+
+def _finite_bits(h: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Hashes as bit patterns of the format; where the exponent is all ones its lowest bit is cleared."""
+    fmt = by_name(dtype)
+    field, low = {"fp32": (0x7F800000, 0x00800000), "bf16": (0x7F80, 0x0080), "fp16": (0x7C00, 0x0400)}[dtype]
+    x = h if fmt.bits == 32 else h.to(torch.int16)
+    return torch.where((x & field) == field, x ^ low, x).view(fmt.torch)

@@ -1,0 +1,99 @@
+"""Devices: where kernels run, what is known of the arithmetic there, and whether Triton interprets or compiles.
+
+A profile holds the error constants of the elementary functions a kernel may use, in units of u = 2^-24 (fp32's unit roundoff; an error of
+n ulp is at most 2n·u relative). NVIDIA's are those of the PTX ISA manual: ex2.approx.f32 and div.full.f32 have a maximum error of 2 ulp.
+Triton's `tl.exp(z)` is ex2.approx(z·log2 e); its `/` is div.full.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from stabcheck.errors import UsageError
+
+U = 2.0**-24  # unit roundoff of fp32, in which kernels compute
+FLUSH = 2.0**-126  # below this magnitude fp32 hardware may return zero
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Error constants of one kind of device, in units of u except `bf16_store`."""
+
+    name: str
+    exp: float  # relative error of one exponential, its argument exact
+    divide: float  # relative error of one division
+    log2e: float = 2.0  # the constant log2 e rounded, and the product with it
+    bf16_store: float = 1.0  # error of storing bf16 in its unit roundoffs: 1 rounds to nearest, 2 truncates
+
+
+GPU = Profile("NVIDIA, PTX ISA manual", exp=4.0, divide=4.0)
+# numpy's SIMD expf states 2.52 ulp; IEEE division; the interpreter truncates fp32 to bf16 when it stores.
+INTERPRETER = Profile("CPU, Triton interpreter", exp=5.04, divide=1.0, bf16_store=2.0)
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device as verdicts and reports name it."""
+
+    name: str  # what torch calls it: "cuda", "cuda:1", "cpu"
+    model: str  # "NVIDIA H200"
+    arch: str  # "sm_90", or "interpreter"
+    profile: Profile
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.name != "cpu"
+
+    def __str__(self) -> str:
+        return f"{self.model} ({self.arch})"
+
+
+def gpu_available() -> bool:
+    """Whether torch sees a CUDA device. Imports torch."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def prepare(choice: str) -> str:
+    """Resolve "auto" | "cpu" | "cuda[:n]" and switch Triton's interpreter on for the CPU; call it before any kernel module is imported."""
+    name = choice
+    if choice == "auto":
+        name = "cuda" if gpu_available() else "cpu"
+    if name != "cpu" and not name.startswith("cuda"):
+        raise UsageError(f"unknown device {choice!r}; use auto, cpu, cuda or cuda:N")
+    if name != "cpu" and not gpu_available():
+        raise UsageError(
+            f"device {choice!r} asked for, but torch sees no GPU; use --stabcheck-device=cpu to run through Triton's interpreter"
+        )
+    if name == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+    return name
+
+
+@lru_cache(maxsize=8)
+def describe(name: str) -> Device:
+    """The device behind a name `prepare` returned."""
+    if name == "cpu":
+        return Device("cpu", "CPU", "interpreter", INTERPRETER)
+    import torch
+
+    properties = torch.cuda.get_device_properties(name)
+    return Device(name, properties.name, f"sm_{properties.major}{properties.minor}", GPU)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    import importlib.metadata as metadata
+    import platform
+
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for package in ("torch", "triton", "hypothesis", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "missing"
+    return found

@@ -1,0 +1,136 @@
+"""Findings: a failure with an identity, its minimal recipe, and the one text in which every report tells it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stabcheck.floats import FP32, Format, by_name
+from stabcheck.recipes import Background, Recipe, Row
+from stabcheck.verdicts import ANY_FINITE, KINDS, Witness
+
+UNSTABLE_HINT = """within the scale-first bound, and right once the maximum is subtracted
+           beforehand: the kernel loses accuracy as |x|/T grows. Subtract the
+           maximum before dividing by T, or declare error_model="scale_first\""""
+SHOWN_VALUES = 8
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found: kernel × property × dtype × kind, the smallest recipe known to show it, and its worst element."""
+
+    kernel: str
+    target: str
+    property_name: str
+    law: str
+    dtype: str
+    arch: str
+    recipe: Recipe
+    witness: Witness
+    device: str = ""
+    on: str = "cpu"  # the device's name in torch
+    steps: int = 0
+    shrunk_from: Recipe | None = None
+    detail: str = ""
+    files: tuple[str, ...] = ()
+    others: tuple[Finding, ...] = ()  # distinct failures of the same trial
+
+    @property
+    def kind(self) -> str:
+        return self.witness.kind
+
+    @property
+    def id(self) -> str:
+        """Six hex digits of the identity: kernel, property, dtype, kind. The same bug keeps its id from run to run."""
+        return hashlib.sha256(f"{self.target}|{self.kernel}|{self.property_name}|{self.dtype}|{self.kind}".encode()).hexdigest()[:6]
+
+    def with_(self, **changes: Any) -> Finding:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    def text(self) -> str:
+        """The finding in a few lines, the same in terminal, JUnit, HTML and Markdown."""
+        w = self.witness
+        head = f"BROKEN  {self.property_name} · {self.kernel} · {self.dtype} · {self.arch}"
+        lines = [f"{head:<71}  id {self.id}", f"  law      {self.law}", f"  input    {describe(self.recipe)}"]
+        if w.what:
+            lines.append(f"  compared {w.what}")
+        if self.detail:
+            lines.append(f"  cause    {self.detail}")
+        if not math.isnan(w.bound):
+            bound = "any finite value" if w.bound == ANY_FINITE else f"bound {w.bound:.2g}"
+            lines.append(f"  got      {w.got:.9g} at ({w.row}, {w.column})".ljust(38) + f"expected {w.expected:.9g}".ljust(24) + bound)
+        if self.kind == "unstable":
+            lines.append(f"  note     {UNSTABLE_HINT}")
+        lines.append(f"  rows     {w.failed_rows} of {w.rows} {self.kind}".ljust(38) + self._history())
+        if self.files:
+            lines.append(f"  replay   stabcheck replay {self.files[0]}" + (f"\n  script   {self.files[1]}" if len(self.files) > 1 else ""))
+        lines += [other.text() for other in self.others]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def data(self) -> dict[str, Any]:
+        """JSON-able: identity, sizes and text."""
+        return {
+            "id": self.id,
+            "kernel": self.kernel,
+            "property": self.property_name,
+            "dtype": self.dtype,
+            "kind": self.kind,
+            "rows": self.recipe.total_rows,
+            "vocab": self.recipe.vocab,
+            "steps": self.steps,
+            "files": list(self.files),
+            "text": self.text(),
+        }
+
+    def _history(self) -> str:
+        if self.shrunk_from is None:
+            return ""
+        return f"shrunk from {self.shrunk_from.total_rows} × {self.shrunk_from.vocab} in {self.steps} steps"
+
+
+class Broken(AssertionError):
+    """A finding, raised. Each kind is a type of its own, so that Hypothesis keeps distinct bugs apart."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.text())
+        self.finding = finding
+
+
+def _type_of(kind: str) -> type[Broken]:
+    name = "".join(word.capitalize() for word in kind.replace("-", " ").split())
+    return type(name, (Broken,), {"__doc__": f"A finding of kind {kind!r}."})
+
+
+_TYPES = {kind: _type_of(kind) for kind in KINDS}
+
+
+def broken(finding: Finding) -> Broken:
+    """The exception of the finding's kind."""
+    return _TYPES[finding.kind](finding)
+
+
+def describe(recipe: Recipe) -> str:
+    """The input in one line: sizes, temperatures and logits when they are few."""
+    size = f"V = {recipe.vocab}" if recipe.total_rows == 1 else f"{recipe.total_rows} rows, V = {recipe.vocab}"
+    fmt = by_name(recipe.dtype)
+    rows = [_row(row, fmt) for row in recipe.rows[:3]]
+    layout = "" if recipe.layout.contiguous else f", {recipe.layout}"
+    more = "" if len(recipe.rows) <= 3 else f" | … {len(recipe.rows) - 3} more"
+    return f"{size}, " + " | ".join(rows) + more + layout
+
+
+def _row(row: Row, fmt: Format) -> str:
+    scalars = [f"{'T' if name == 'temperature' else name} = {FP32.text(v) if isinstance(v, float) else v}" for name, v in row.inputs]
+    extras = [] if row.mask.kind == "none" else [f"-inf {row.mask.kind}({row.mask.a}, {row.mask.b})"]
+    extras += [f"x[{i}] = {fmt.text(v)}" for i, v in row.edits]
+    return ", ".join([*scalars, f"logits = {_values(row.background, fmt)}", *extras])
+
+
+def _values(background: Background, fmt: Format) -> str:
+    if background.kind != "literal":
+        return repr(background)
+    parts = [fmt.text(v) + (f" × {n}" if n > 1 else "") for v, n in zip(background.values, background.counts, strict=True)]
+    return "[" + ", ".join(parts[:SHOWN_VALUES]) + (", …]" if len(parts) > SHOWN_VALUES else "]")

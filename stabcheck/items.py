@@ -1,0 +1,126 @@
+"""Test items: one pytest item per kernel × property × dtype, each a Hypothesis test of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from stabcheck.devices import Device
+from stabcheck.findings import Broken, Finding, broken
+from stabcheck.laws import Law
+from stabcheck.profiles import LIMITS, settings_for
+from stabcheck.recipes import Background, Recipe, Row
+from stabcheck.registry import Kernel
+from stabcheck.reproducers import save
+from stabcheck.shrinking import shrink
+from stabcheck.strategies import drawn, space_for
+from stabcheck.trial import Trial
+
+PROPERTY = "stabcheck"  # the user property that carries an item's results through reports, xdist and JUnit
+RERUNS = 3
+BIG_VOCAB = 65537
+
+
+class LawItem(pytest.Function):
+    """Runs one trial. What Hypothesis finds is confirmed, shrunk to concrete rows, saved and told in a few lines."""
+
+    trial: Trial
+    report_dir: Path
+    why_not: str | None = None
+
+    def runtest(self) -> None:
+        if self.why_not:
+            pytest.skip(self.why_not)
+        findings: list[Finding] = []
+        try:
+            super().runtest()
+        except (Broken, BaseExceptionGroup) as raised:
+            found = _findings(raised)
+            if not found:
+                raise
+            findings = [self.settle(f) for f in found]
+        finally:
+            self.user_properties.append((PROPERTY, json.dumps(self.results(findings))))
+        if findings:
+            raise broken(findings[0].with_(others=tuple(findings[1:])))
+        if self.trial.tally.examples and not self.trial.tally.total.compared:
+            why = "the kernel refused every input" if self.trial.tally.unsupported else "no element could be compared"
+            pytest.skip(f"compared nothing: {why} in {self.trial.tally.examples} examples")
+
+    def settle(self, finding: Finding) -> Finding:
+        """Confirm a finding by running it again, shrink it, save it."""
+        again = [self.trial.examine(finding.recipe).ok for _ in range(RERUNS)]
+        if any(again):
+            detail = f"{finding.kind} at first, right in {sum(again)} of {RERUNS} runs of the same input"
+            finding = finding.with_(witness=finding.witness.as_kind("not deterministic"), detail=detail)
+        else:
+            finding = shrink(self.trial, finding)
+        return save(finding, self.trial.kernel, self.report_dir)
+
+    def results(self, findings: list[Finding]) -> dict[str, Any]:
+        """JSON-able results of the item."""
+        trial = self.trial
+        return {
+            "kernel": trial.kernel.id,
+            "property": trial.law.name,
+            "dtype": trial.dtype,
+            "device": str(trial.device),
+            "arch": trial.device.arch,
+            "tally": trial.tally.data(),
+            "findings": [f.data() for f in findings],
+        }
+
+    def repr_failure(self, excinfo: Any) -> Any:  # type: ignore[override]
+        """The finding's text stands for itself; a traceback through the engine would hide it."""
+        if isinstance(excinfo.value, Broken):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo)
+
+
+def items_for(
+    collector: Any, name: str, laws: list[Law], kernels: list[Kernel], device: Device, profile: str | None, report_dir: Path
+) -> Iterator[LawItem]:
+    """The items of some laws and kernels, named so that -k finds each part."""
+    for law in laws:
+        for kernel in kernels:
+            if kernel.mutant and law.name not in kernel.mutant.killed_by:
+                continue
+            for dtype in kernel.dtypes[:1] if kernel.mutant else kernel.dtypes:
+                trial = Trial(kernel, law, dtype, device)
+                parts = [kernel.operation, kernel.name, dtype] if name.removeprefix("test_") == law.name else [law.name, dtype]
+                item = LawItem.from_parent(collector, name=f"{name}[{'-'.join(parts)}]", callobj=_test(trial, profile))
+                item.trial, item.report_dir, item.why_not = trial, report_dir, law.why_not(kernel, device)
+                yield item
+
+
+def _test(trial: Trial, profile: str | None) -> Callable[[], None]:
+    """The Hypothesis test of a trial, or a plain one for laws that run a fixed case."""
+    if trial.law.once:
+
+        def fixed() -> None:
+            vocab = min(trial.kernel.max_vocab or BIG_VOCAB, BIG_VOCAB)
+            trial(Recipe(trial.kernel.operation, trial.dtype, vocab, (Row(Background("bell", (0.0, 5.0))),)))
+
+        return fixed
+
+    def drawn_test(recipe: Recipe) -> None:
+        trial(recipe)
+
+    on_gpu = trial.device.is_gpu
+    space = space_for(trial.kernel, trial.dtype, **LIMITS[on_gpu])
+    settings = settings_for(profile, on_gpu, trial.law.weight if on_gpu else min(trial.law.weight, 2))
+    test: Callable[[], None] = settings(given(recipe=drawn(space))(drawn_test))
+    return test
+
+
+def _findings(raised: BaseException) -> list[Finding]:
+    """The findings inside what Hypothesis raised, which groups distinct failures."""
+    if isinstance(raised, Broken):
+        return [raised.finding]
+    inner = raised.exceptions if isinstance(raised, BaseExceptionGroup) else ()
+    return [finding for error in inner for finding in _findings(error)]

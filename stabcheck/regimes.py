@@ -1,0 +1,79 @@
+"""Regimes: which adversarial conditions a run really exercised, counted in rows. A regime never drawn is a visible gap."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from stabcheck.floats import Format, by_name
+from stabcheck.recipes import Recipe, Row
+
+Rule = Callable[[Recipe, Row, Format], bool]
+
+
+def _values(row: Row) -> list[float]:
+    return [*row.background.values, *(v for _, v in row.edits)]
+
+
+def _finite(row: Row) -> list[float]:
+    return [v for v in _values(row) if abs(v) < float("inf")]
+
+
+def _temperature(row: Row) -> float:
+    return float(row.input("temperature"))
+
+
+def _neighbours(row: Row, fmt: Format) -> bool:
+    table = row.background.values
+    return row.background.kind == "palette" and any(a != b and a == fmt.neighbour(b) for a in table for b in table)
+
+
+def _huge(recipe: Recipe, row: Row, fmt: Format) -> bool:
+    reach = 4.0 if row.background.kind == "bell" else 1.0  # a bell's values are at most 4 scales from its centre
+    return any(reach * abs(v) >= min(1e4, fmt.max) for v in _finite(row)) or row.background.kind == "bits"
+
+
+REGIMES: dict[str, Rule] = {
+    "huge magnitudes": _huge,
+    "exp's cliffs": lambda r, row, f: any(87 <= abs(v) <= 111 for v in _finite(row)),
+    "subnormal logits": lambda r, row, f: any(0 < abs(v) < f.tiny for v in _finite(row)) or row.background.kind == "bits",
+    "ties": lambda r, row, f: r.vocab > 1 and row.background.kind in ("constant", "palette"),
+    "one-ulp neighbours": lambda r, row, f: r.vocab > 1 and _neighbours(row, f),
+    "random bit patterns": lambda r, row, f: row.background.kind == "bits",
+    "-inf prefix": lambda r, row, f: row.mask.kind == "prefix",
+    "-inf suffix": lambda r, row, f: row.mask.kind == "suffix",
+    "-inf blocks": lambda r, row, f: row.mask.kind == "span",
+    "-inf every k-th": lambda r, row, f: row.mask.kind == "every",
+    "-inf all but a few": lambda r, row, f: row.mask.kind == "all_but",
+    "-inf everywhere": lambda r, row, f: row.mask.kind == "all" and not row.edits,
+    "NaN": lambda r, row, f: any(v != v for v in _values(row)),
+    "+inf": lambda r, row, f: float("inf") in _values(row),
+    "T < 1e-2": lambda r, row, f: 0 < _temperature(row) < 1e-2 or (r.fan == "ladder" and r.siblings > 8),
+    "subnormal T": lambda r, row, f: 0 < _temperature(row) < 2.0**-126,
+    "T = 0": lambda r, row, f: _temperature(row) == 0,
+    "mixed T": lambda r, row, f: len({_temperature(x) for x in r.rows}) > 1 or (r.fan == "ladder" and r.siblings > 1),
+    "odd V": lambda r, row, f: r.vocab % 2 == 1,
+    "V = 1": lambda r, row, f: r.vocab == 1,
+    "V = 2^k ± 1": lambda r, row, f: r.vocab > 8 and any((v & (v - 1)) == 0 for v in (r.vocab - 1, r.vocab + 1)),
+    "V ≥ 32000": lambda r, row, f: r.vocab >= 32000,
+    "one row": lambda r, row, f: r.total_rows == 1,
+    "≥ 64 rows": lambda r, row, f: r.total_rows >= 64,
+    "padded rows": lambda r, row, f: r.layout.pad > 0,
+    "column stride": lambda r, row, f: r.layout.step > 1,
+    "base offset": lambda r, row, f: r.layout.offset > 0,
+}
+EMPTY = "no rows"
+ALL = (*REGIMES, EMPTY)
+
+
+def regimes(recipe: Recipe) -> Counter[str]:
+    """Rows of the recipe in each regime; an empty batch counts once, as EMPTY."""
+    if not recipe.siblings:
+        return Counter({EMPTY: 1})
+    fmt = by_name(recipe.dtype)
+    found: Counter[str] = Counter()
+    for row in recipe.rows:
+        for name, rule in REGIMES.items():
+            if rule(recipe, row, fmt):
+                found[name] += recipe.siblings
+    return found

@@ -1,0 +1,128 @@
+"""Kernels under test: what one implementation of an operation is called and what it promises.
+
+A kernel is registered by a decorator that returns the function unchanged, so registering costs its callers nothing:
+
+    @stabcheck.kernel("temperature_softmax", dtypes=["bf16", "fp32"])
+    def fused_softmax(logits, temperature): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from stabcheck.errors import UsageError
+
+Function = Callable[..., Any]
+F = TypeVar("F", bound=Function)
+
+DTYPES = ("fp32", "bf16", "fp16")
+ERROR_MODELS = ("shift_first", "scale_first")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Why a kernel is broken on purpose, and what must notice (see the table of BUGS in docs/mutants.md).
+
+    `killed_by` are property names; a kill counts when one of them fails and the finding shrinks to at most
+    `rows` × `vocab` (None: no limit on that side).
+    """
+
+    id: str
+    mistake: str
+    killed_by: tuple[str, ...]
+    source: str
+    rows: int | None = 1
+    vocab: int | None = None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One implementation of an operation, with what it supports.
+
+    `function` takes the operation's inputs by position and returns a new output. `in_place`, if given, has the same
+    signature, overwrites its first input and returns it. `routes` names every code path a dispatcher may take.
+    """
+
+    name: str
+    operation: str
+    function: Function
+    dtypes: tuple[str, ...] = DTYPES
+    output: str = "input"  # "input": the output has the input's dtype; "fp32": always fp32
+    in_place: Function | None = None
+    routes: Mapping[str, Function] = field(default_factory=dict)
+    policies: Mapping[str, str] = field(default_factory=dict)
+    error_model: str = "shift_first"
+    tile: int = 1024  # elements summed as one tree; the height of the summation follows from it
+    blocks: tuple[int, ...] = (1024,)  # block sizes it launches with: vocab sizes around their multiples are drawn
+    max_vocab: int | None = None
+    strides: bool = True  # accepts rows and columns of any stride
+    batch_invariant: bool = False  # a row's bits do not depend on the number of rows
+    gpu_only: bool = False  # cannot run through Triton's interpreter
+    mutant: Mutant | None = None
+
+    @property
+    def target(self) -> str:
+        """Where the function lives, as `module:name` or `path/to/file.py:name`; what a reproducer records."""
+        module = self.function.__module__
+        return f"{FILES.get(module, module)}:{getattr(self.function, '__qualname__', self.name)}"
+
+    @property
+    def id(self) -> str:
+        """How reports name it: `operation[name]`."""
+        return f"{self.operation}[{self.name}]"
+
+
+FILES: dict[str, str] = {}  # modules loaded from a file by path: module name -> path as the user gave it
+_REGISTERED: dict[str, Kernel] = {}
+
+
+def kernel(operation: str, *, name: str | None = None, dtypes: Iterable[str] = DTYPES, **declared: Any) -> Callable[[F], F]:
+    """Register the decorated function as a kernel of `operation` and return it unchanged.
+
+    Parameters
+    ----------
+    operation: the name of an operation, e.g. "temperature_softmax" (`stabcheck list` shows all).
+    name: how reports call it; the function's name unless given.
+    dtypes: logit dtypes it supports, among "fp32", "bf16", "fp16".
+    declared: any other field of `Kernel`.
+
+    Raises
+    ------
+    UsageError: an unknown operation, dtype, error model or field.
+    """
+
+    def register(function: F) -> F:
+        made = make_kernel(operation, function, name=name, dtypes=dtypes, **declared)
+        _REGISTERED[f"{made.function.__module__}:{made.id}"] = made
+        return function
+
+    return register
+
+
+def make_kernel(operation: str, function: Function, *, name: str | None = None, dtypes: Iterable[str] = DTYPES, **declared: Any) -> Kernel:
+    """A checked `Kernel` that is not registered; `kernel` and `suite` are built on it."""
+    dtypes = tuple(dtypes)
+    _check(callable(function), f"kernel {function!r} is not callable; pass the function that launches it")
+    for dtype in dtypes:
+        _check(dtype in DTYPES, f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
+    fields = Kernel.__dataclass_fields__
+    for key in declared:
+        _check(key in fields, f"a kernel has no field {key!r}; it has {', '.join(fields)}")
+    called = name or str(getattr(function, "__name__", "kernel"))
+    made = Kernel(name=called, operation=operation, function=function, dtypes=dtypes, **declared)
+    _check(made.error_model in ERROR_MODELS, f"unknown error_model {made.error_model!r}; use one of {', '.join(ERROR_MODELS)}")
+    _check(made.output in ("input", "fp32"), f"unknown output {made.output!r}; use 'input' or 'fp32'")
+    return made
+
+
+def registered(modules: Iterable[str] | None = None) -> list[Kernel]:
+    """Registered kernels, in order of registration; only those defined in `modules` if given."""
+    wanted = None if modules is None else set(modules)
+    return [k for key, k in _REGISTERED.items() if wanted is None or key.partition(":")[0] in wanted]
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)

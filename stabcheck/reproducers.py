@@ -1,0 +1,160 @@
+"""Reproducers: a finding as a JSON file that replays anywhere, and as a standalone script that needs torch and the kernel only."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stabcheck.devices import Device, describe, versions
+from stabcheck.errors import UsageError
+from stabcheck.findings import Finding
+from stabcheck.laws import all_laws
+from stabcheck.recipes import Recipe, from_data, to_data
+from stabcheck.registry import Kernel, make_kernel
+from stabcheck.scripts import script
+from stabcheck.targets import BUILT_IN, load
+from stabcheck.trial import Trial
+
+SCHEMA = "stabcheck-reproducer/1"
+DECLARED = ("dtypes", "output", "error_model", "tile", "blocks", "max_vocab", "strides", "batch_invariant", "policies")
+
+
+@dataclass(frozen=True)
+class Reproducer:
+    """What a file holds: enough to run one law on one recipe again."""
+
+    id: str
+    kernel: str
+    target: str
+    operation: str
+    declared: dict[str, Any]
+    property_name: str
+    dtype: str
+    kind: str
+    recipe: Recipe
+    text: str
+
+
+def save(finding: Finding, kernel: Kernel, directory: Path) -> Finding:
+    """Write ID.json and repro_ID.py atomically; the finding with the files' names."""
+    directory.mkdir(parents=True, exist_ok=True)
+    data_file, script_file = directory / f"{finding.id}.json", directory / f"repro_{finding.id}.py"
+    finding = finding.with_(files=(_short(data_file), _short(script_file)))
+    data = {
+        "schema": SCHEMA,
+        "id": finding.id,
+        "kernel": kernel.name,
+        "target": finding.target,
+        "operation": kernel.operation,
+        "declared": {name: _plain(getattr(kernel, name)) for name in DECLARED},
+        "property": finding.property_name,
+        "dtype": finding.dtype,
+        "kind": finding.kind,
+        "recipe": to_data(finding.recipe),
+        "shrunk_from": to_data(finding.shrunk_from) if finding.shrunk_from else None,
+        "device": finding.device,
+        "versions": versions(),
+        "text": finding.text().splitlines(),
+    }
+    _write(data_file, json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    _write(script_file, script(finding, kernel))
+    return finding
+
+
+def read(path: Path) -> Reproducer:
+    """Read a reproducer. Raises UsageError for a missing, truncated, damaged or foreign file."""
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}; name a reproducer's JSON file, its id or a directory of them") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is truncated or no JSON ({error}); restore it, or run the suite again to write a new one") from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        raise UsageError(f"{path} has schema {found!r}; this version reads {SCHEMA!r}: use the stabcheck that wrote it")
+    try:
+        fields = {name: data[name] for name in ("id", "kernel", "target", "operation", "declared", "property", "dtype", "kind")}
+        fields["property_name"] = fields.pop("property")
+        return Reproducer(**fields, recipe=from_data(data["recipe"]), text="\n".join(data["text"]))
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{path} lacks {error}; restore it, or run the suite again to write a new one") from error
+
+
+def find(name: str, directories: Iterable[Path]) -> list[Path]:
+    """The files meant by an id, a file or a directory."""
+    path = Path(name)
+    if path.is_dir():
+        files = sorted(p for p in path.glob("*.json") if p.name != "results.json")
+        if not files:
+            raise UsageError(f"{name} holds no reproducers; run the suites first, or name another directory")
+        return files
+    if path.suffix == ".json":
+        return [path]
+    matches = [file for directory in directories if (file := directory / f"{name}.json").is_file()]
+    if not matches:
+        raise UsageError(
+            f"no reproducer {name!r} in {', '.join(map(str, directories))}; give a file, a directory or an id that a run printed"
+        )
+    return matches[:1]
+
+
+def kernel_of(reproducer: Reproducer, allowed: Iterable[str]) -> Kernel:
+    """The kernel a reproducer speaks of. Imports nothing but stabcheck's own kernels and the targets the user allowed."""
+    allowed = list(allowed)
+    place, _, name = reproducer.target.partition(":")
+    own = place == BUILT_IN or place.startswith(BUILT_IN + ".")
+    if not own and not any(place == a.partition(":")[0] or place.startswith(a + ".") for a in allowed):
+        if len(allowed) == 1 and ":" in allowed[0]:  # another kernel of the same operation put in its place
+            return load(allowed, reproducer.operation)[0]
+        raise UsageError(
+            f"reproducer {reproducer.id} is about {reproducer.target}, which is not imported unasked; allow it with --kernels {place}"
+        )
+    try:
+        for kernel in load([place]):
+            if (kernel.name, kernel.operation) == (reproducer.kernel, reproducer.operation):
+                return kernel
+    except UsageError:
+        pass  # nothing registered there: the function itself may do
+    function = load([f"{place}:{name}"], reproducer.operation)[0].function
+    return make_kernel(reproducer.operation, function, name=reproducer.kernel, **reproducer.declared)
+
+
+def replay(reproducer: Reproducer, kernel: Kernel, device: Device | None = None) -> Finding | None:
+    """Run the law on the recipe once more: the finding, or None if the kernel passes now."""
+    laws = all_laws()
+    if reproducer.property_name not in laws:
+        known = ", ".join(laws)
+        raise UsageError(f"reproducer {reproducer.id} is about the property {reproducer.property_name!r}; stabcheck knows {known}")
+    device = device or describe("cpu")
+    law = laws[reproducer.property_name]
+    if why := law.why_not(kernel, device):
+        raise UsageError(f"reproducer {reproducer.id} cannot run on {device}: {why}")
+    trial = Trial(kernel, law, reproducer.dtype, device)
+    outcome = trial.examine(reproducer.recipe)
+    if outcome.unsupported:
+        raise UsageError(f"{kernel.id} refuses the input of reproducer {reproducer.id} as unsupported")
+    return None if outcome.ok else trial.finding(reproducer.recipe, outcome)
+
+
+def _short(path: Path) -> str:
+    """The path as a user would type it here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) if hasattr(value, "items") else value
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file in one step, so that a reader or a crash never meets half of it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    os.replace(temporary, path)

@@ -1,0 +1,70 @@
+"""Sessions behind the command line: `run` is a thin front of pytest, `replay` goes through reproducers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from stabcheck.devices import describe, prepare
+from stabcheck.errors import UsageError
+from stabcheck.targets import BUILT_IN, load
+
+COULD_NOT_RUN = 3
+PYTEST_EXITS = {0: 0, 1: 1, 2: 130, 3: 2, 4: 2, 5: COULD_NOT_RUN}
+COMMON = ["--pyargs", "stabcheck.properties", "--import-mode=importlib"]
+
+
+def run_suites(targets: Sequence[str], operation: str, device: str, profile: str, report_dir: Path, more: Sequence[str]) -> int:
+    """Run the property suites on some targets in one pytest session; returns the exit code."""
+    targets = list(targets) or [BUILT_IN]
+    name = prepare(device)
+    load(targets, operation or None)  # a wrong target is told in one line, before pytest starts
+    arguments = [*COMMON, "-q", f"--rootdir={Path.cwd()}", f"--stabcheck-kernels={','.join(targets)}", f"--stabcheck-device={name}"]
+    arguments += [f"--stabcheck-report-dir={report_dir}", *_optional("--stabcheck-operation", operation)]
+    arguments += [*_optional("--hypothesis-profile", profile), *more]
+    return PYTEST_EXITS.get(int(pytest.main(arguments)), COULD_NOT_RUN)
+
+
+def collect_reports(targets: str, device: str, report_dir: Path, more: Sequence[str], plugin: Any) -> str:
+    """Run the suites silently, for a caller that listens through its own plugin object; returns what pytest would have shown."""
+    arguments = [*COMMON, "-q", f"--rootdir={Path.cwd()}", "-p", "no:cacheprovider", f"--stabcheck-kernels={targets}"]
+    arguments += [f"--stabcheck-device={device}", f"--stabcheck-report-dir={report_dir}", *more]
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        pytest.main(arguments, plugins=[plugin])
+    return shown.getvalue()
+
+
+def replay_all(names: Sequence[str], allowed: Sequence[str], device: str, report_dir: Path, console: Console) -> int:
+    """Replay reproducers, printing FIXED, FAILED or ERROR for each; 0 if all are fixed, 1 if one failed, 2 if one could not run."""
+    where = describe(prepare(device))
+    from stabcheck.reproducers import find, kernel_of, read, replay
+
+    worst = 0
+    for file in [f for name in names for f in find(name, (report_dir, Path("reports/corpus")))]:
+        try:
+            reproducer = read(file)
+            kernel = kernel_of(reproducer, allowed)
+            finding = replay(reproducer, kernel, where)
+        except UsageError as error:
+            console.print(f"ERROR   {file}: {error}", markup=False)
+            worst = 2
+            continue
+        if finding is None:
+            console.print(
+                f"FIXED   {reproducer.id}  {reproducer.property_name} · {kernel.id} · {reproducer.dtype} on {where}", markup=False
+            )
+        else:
+            console.print(f"FAILED  {reproducer.id}\n{finding.text()}", markup=False)
+            worst = max(worst, 1)
+    return worst
+
+
+def _optional(option: str, value: str) -> list[str]:
+    return [f"{option}={value}"] if value else []

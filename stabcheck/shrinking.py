@@ -1,0 +1,113 @@
+"""The domain shrinker: from a failing recipe to the smallest concrete rows that fail in the same way.
+
+Hypothesis has shrunk the recipe; here the rows themselves are taken apart (`stabcheck.simpler`): fewer rows, plainer layout, fewer columns,
+fewer and rounder values, T = 1. The first proposal that still fails is kept, until no pass helps or time is up.
+Where rows fail by themselves (`Law.row_local`) many proposals of one size are tried as rows of one launch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby, islice
+
+import torch
+
+from stabcheck.batches import Batch, empty_layout
+from stabcheck.findings import Finding
+from stabcheck.laws import Case
+from stabcheck.operations import operation
+from stabcheck.recipes import Background, Recipe, Row
+from stabcheck.simpler import PASSES, Hints, State, fewer_rows
+from stabcheck.trial import Outcome, Trial
+
+MOST_RUNS = 4096  # a literal row longer than this is no reproducer; the recipe stays as Hypothesis left it
+ROWS_AT_ONCE = {True: 256, False: 8}  # by "on a GPU": the interpreter pays for every row
+ELEMENTS_AT_ONCE = 1 << 22
+SECONDS = {True: 8.0, False: 12.0}
+
+
+def shrink(trial: Trial, finding: Finding) -> Finding:
+    """The finding with the smallest recipe found; unchanged if its recipe does not fail any more."""
+    shrinker = _Shrinker(trial, finding, time.monotonic() + SECONDS[trial.device.is_gpu])
+    recipe = shrinker.run()
+    outcome = trial.examine(recipe) if recipe else None
+    if recipe is None or outcome is None or outcome.ok or outcome.witness().kind != finding.kind:
+        return finding
+    return trial.finding(recipe, outcome).with_(steps=shrinker.steps, shrunk_from=finding.recipe)
+
+
+class _Shrinker:
+    def __init__(self, trial: Trial, finding: Finding, deadline: float) -> None:
+        self.trial, self.original, self.kind, self.deadline = trial, finding.recipe, finding.kind, deadline
+        self.steps = 0
+        batch = Case(trial.kernel, trial.device, finding.recipe).batch
+        self.state = State(batch.logits.contiguous(), dict(batch.inputs), finding.recipe.layout, finding.recipe.seed)
+        w, inputs = finding.witness, operation(trial.kernel.operation).inputs
+        self.hints = Hints(w.row, w.column, trial.law.row_local, int(finding.recipe.siblings > 1), inputs)
+
+    def run(self) -> Recipe | None:
+        """Shrink as far as time allows; None if no starting point fails or the result is too long to write down."""
+        starts = [*islice(fewer_rows(self.state, self.hints), 1), self.state] if self.hints.row_local else [self.state]
+        failing = next((state for state in starts if self.fails(state)), None)
+        if failing is None:
+            return None
+        self.state, before = failing, -1
+        while before != self.steps and time.monotonic() < self.deadline:
+            before = self.steps
+            for propose in PASSES:
+                while (better := self.first_failing(propose(self.state, self.hints))) is not None and time.monotonic() < self.deadline:
+                    self.state, self.steps = better, self.steps + 1
+        return self.recipe()
+
+    def recipe(self) -> Recipe | None:
+        """The state as a recipe of literal rows, or None if that would be too long."""
+        rows = []
+        for k in range(self.state.logits.shape[0]):
+            values, counts = torch.unique_consecutive(self.state.logits[k], return_counts=True)
+            if len(counts) > MOST_RUNS:
+                return None
+            background = Background("literal", tuple(values.double().tolist()), tuple(counts.tolist()))
+            rows.append(Row(background, inputs=tuple((name, v[k].item()) for name, v in self.state.inputs.items())))
+        return self.skeleton(self.state).with_(rows=tuple(rows))
+
+    def skeleton(self, state: State) -> Recipe:
+        """A recipe of the state's sizes, for laws that read them."""
+        return self.original.with_(vocab=state.logits.shape[1], siblings=1, fan="reseed", seed=state.seed, layout=state.layout)
+
+    def fails(self, state: State) -> bool:
+        """Whether the state alone fails with the finding's kind."""
+        outcome = self.examine(state)
+        return not outcome.ok and outcome.witness().kind == self.kind
+
+    def examine(self, state: State) -> Outcome:
+        """Run the law on a state, its tensors standing in for a recipe's."""
+        recipe = self.skeleton(state)
+        logits = empty_layout((state.logits.shape[0], recipe.vocab), state.logits.dtype, state.layout, state.logits.device)
+        logits.copy_(state.logits)
+        case = Case(self.trial.kernel, self.trial.device, recipe)
+        case.__dict__["batch"] = Batch(logits, {k: v.clone() for k, v in state.inputs.items()})  # what `cached_property` would hold
+        return self.trial.examine(recipe, case)
+
+    def first_failing(self, proposals: Iterator[State]) -> State | None:
+        """The first proposal that fails; those of one shape are screened together where the law allows."""
+        together = self.hints.row_local and self.state.logits.shape[0] == 1 and self.state.layout.contiguous
+        at_once = max(1, min(ROWS_AT_ONCE[self.trial.device.is_gpu], ELEMENTS_AT_ONCE // self.state.logits.shape[1]))
+        for _, group in groupby(proposals, key=lambda s: s.logits.shape):
+            while chunk := list(islice(group, at_once if together else 1)):
+                if time.monotonic() > self.deadline:
+                    return None
+                for state in self.screened(chunk) if len(chunk) > 1 else chunk:
+                    if self.fails(state):
+                        return state
+        return None
+
+    def screened(self, states: list[State]) -> list[State]:
+        """Those of the one-row states that fail as rows of a common batch; all of them if rows cannot be told apart."""
+        inputs = {k: torch.cat([s.inputs[k] for s in states]) for k in states[0].inputs}
+        outcome = self.examine(replace(states[0], logits=torch.cat([s.logits for s in states]), inputs=inputs))
+        if outcome.ok:
+            return []
+        failing = outcome.failing_rows()
+        return states if failing is None else [s for s, bad in zip(states, failing.tolist(), strict=True) if bad]

@@ -1,0 +1,103 @@
+"""The summary of a session, as lines of text: generators without I/O."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from stabcheck.devices import Device, versions
+from stabcheck.regimes import ALL
+
+WIDTH = 80
+Results = list[dict[str, Any]]
+
+
+def header(device: Device, profile: str | None) -> str:
+    """One line: device, arch, versions, interpreter or not, profile."""
+    v = versions()
+    how = "" if device.is_gpu else ": logic only, not the GPU's arithmetic"
+    return (
+        f"stabcheck: {device}{how} · profile {profile or ('gpu' if device.is_gpu else 'cpu')} · torch {v['torch']} · triton {v['triton']}"
+    )
+
+
+def lines(results: Results, profile: str | None) -> Iterator[str]:
+    """What ran, how close to its bounds, what was exercised, what was found and what did not run."""
+    ran = [r for r in results if r["tally"]["examples"]]
+    yield from _table(ran)
+    yield from _regimes(ran)
+    yield from _weak(results)
+    yield from _verdict(results)
+
+
+def _table(ran: Results) -> Iterator[str]:
+    groups: dict[tuple[str, str], Results] = defaultdict(list)
+    for r in ran:
+        groups[r["kernel"], r["dtype"]].append(r)
+    width = max((len(k) for k, _ in groups), default=6)
+    yield f"{'kernel':<{width}} dtype worst use of bound   examples   rows  elements  ill found"
+    for (kernel, dtype), rs in groups.items():
+        tallies = [r["tally"] for r in rs]
+        worst = max(rs, key=lambda r: r["tally"]["total"]["utilisation"])
+        use = f"{worst['tally']['total']['utilisation']:.3f} {worst['property']}"
+        examples, rows, elements = (_short(sum(t[key] for t in tallies)) for key in ("examples", "rows", "elements"))
+        compared, ill = (sum(t["total"][key] for t in tallies) for key in ("compared", "ill"))
+        found = len({f["id"] for r in rs for f in r["findings"]})
+        share = f"{ill / compared:.0%}" if compared else "-"
+        yield f"{kernel:<{width}} {dtype:<5} {use:<22} {examples:>6} {rows:>6} {elements:>9} {share:>4} {found:>5}"
+
+
+def _regimes(ran: Results) -> Iterator[str]:
+    rows: Counter[str] = Counter()
+    for r in ran:
+        rows.update(r["tally"]["regimes"])
+    if not ran:
+        return
+    yield from _wrapped("rows by regime: ", [f"{name} {_short(rows[name])}" for name in ALL if rows[name]])
+    yield from _wrapped("never drawn: ", [name for name in ALL if not rows[name]])
+
+
+def _weak(results: Results) -> Iterator[str]:
+    """What makes a pass weaker than it looks."""
+    for name, text in (("vacuous", "examples compared nothing"), ("unsupported", "examples were refused as unsupported")):
+        count = sum(r["tally"][name] for r in results)
+        if count:
+            where = Counter(r["property"] for r in results if r["tally"][name])
+            yield f"{count} {text} ({', '.join(f'{k}' for k in where)})"
+    reasons: dict[str, Counter[str]] = defaultdict(Counter)
+    for r in results:
+        if r["outcome"] == "skipped":
+            reasons[r["reason"]][r["property"]] += 1
+    if reasons:
+        yield "did not run:"
+    for reason, properties in sorted(reasons.items()):
+        yield from _wrapped(f"  {reason}: ", [f"{name} × {n}" for name, n in sorted(properties.items())])
+
+
+def _verdict(results: Results) -> Iterator[str]:
+    findings = {f["id"]: f for r in results for f in r["findings"]}
+    devices = sorted({r["device"] for r in results})
+    on = " and ".join(devices)
+    passed, ran = sum(r["outcome"] == "passed" for r in results), sum(r["outcome"] != "skipped" for r in results)
+    if findings:
+        yield f"BROKEN on {on}: {len(findings)} distinct findings in {ran} trials: {', '.join(findings)}"
+        yield f"next: stabcheck replay {next(iter(findings.values()))['files'][0]}"
+    elif errors := sum(r["outcome"] == "failed" for r in results):
+        yield f"ERROR on {on}: {errors} of {ran} trials raised outside the kernel; their tracebacks are above"
+    elif passed:
+        yield f"held on {on}: {passed} of {ran} trials, no finding" + (", verdict of the interpreter" if "interpreter" in on else "")
+    else:
+        yield f"nothing was tested on {on}"
+
+
+def _wrapped(label: str, parts: list[str]) -> list[str]:
+    return textwrap.wrap(label + ", ".join(parts), WIDTH, subsequent_indent="  ") if parts else []
+
+
+def _short(n: int) -> str:
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**4)):
+        if n >= size:
+            return f"{n / (size if unit != 'k' else 10**3):.1f}{unit}"
+    return str(n)

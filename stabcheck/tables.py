@@ -1,0 +1,29 @@
+"""What `stabcheck list` shows."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from stabcheck.laws import all_laws
+from stabcheck.operations import all_operations
+from stabcheck.targets import BUILT_IN, load
+
+
+def show_all(console: Console) -> None:
+    """Print the operations, stabcheck's own kernels and the properties."""
+    operations = Table("operation", "computes", "edge policies (default first)", title="operations")
+    for op in all_operations().values():
+        operations.add_row(op.name, op.summary, "; ".join(f"{name}: {', '.join(answers)}" for name, answers in op.policies.items()))
+    kernels = Table("kernel", "dtypes", "declares", title=f"kernels of {BUILT_IN}")
+    for k in load([BUILT_IN]):
+        declared = [f"{name}={answer}" for name, answer in k.policies.items()]
+        declared += [name for name in ("in_place", "routes", "batch_invariant", "gpu_only") if getattr(k, name)]
+        declared += [f"max_vocab={k.max_vocab}"] if k.max_vocab else []
+        kernels.add_row(k.id, ", ".join(k.dtypes), ", ".join(declared))
+    properties = Table("property", "law", "needs", title="properties")
+    for law in all_laws().values():
+        needs = [*(["a GPU"] if law.gpu else []), *([law.requires] if law.requires else [])]
+        properties.add_row(law.name, law.statement, ", ".join(needs))
+    for table in (operations, kernels, properties):
+        console.print(table)

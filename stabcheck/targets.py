@@ -1,0 +1,90 @@
+"""Targets: the names under which users hand over kernels, and loading them.
+
+target                      meaning
+stabcheck.kernels           a package: every kernel registered in it or its submodules (its `mutants` only if asked for by name)
+my_pkg.kernels              a module
+my_pkg.kernels:softmax      one function, registered there, or given an operation
+path/to/kernels.py[:name]   the same in a file
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+from stabcheck.errors import UsageError
+from stabcheck.registry import FILES, Kernel, make_kernel, registered
+
+BUILT_IN = "stabcheck.kernels"
+
+
+def load(targets: Iterable[str], operation: str | None = None) -> list[Kernel]:
+    """The kernels of some targets. Raises UsageError naming the target, what is wrong with it and what to do."""
+    found: dict[str, Kernel] = {}
+    for target in targets:
+        for kernel in _load(target, operation):
+            found[f"{kernel.target} {kernel.id}"] = kernel
+    return list(found.values())
+
+
+def _load(target: str, operation: str | None) -> list[Kernel]:
+    place, _, name = target.partition(":")
+    modules = _import(place, target)
+    kernels = registered(m.__name__ for m in modules)
+    if not name:
+        if not kernels:
+            cure = f"decorate one with @stabcheck.kernel(OPERATION), or name it: {target}:FUNCTION --operation OPERATION"
+            raise UsageError(f"{target} registers no kernel; {cure}")
+        return kernels
+    named = [k for k in kernels if name in (k.name, k.function.__name__)]
+    if named:
+        return named
+    function = getattr(modules[0], name, None)
+    if not callable(function):
+        raise UsageError(f"{place} has no function {name!r}; it has {', '.join(k.name for k in kernels) or 'no kernels'}")
+    if operation is None:
+        raise UsageError(f"{target} is not registered; say what it computes, e.g. --operation temperature_softmax")
+    return [make_kernel(operation, function)]
+
+
+def _import(place: str, target: str) -> list[ModuleType]:
+    """The module, and for a package its submodules but for mutants."""
+    try:
+        module = _from_file(place) if place.endswith(".py") else importlib.import_module(place)
+    except UsageError:
+        raise
+    except Exception as error:  # a user's module may raise anything while it is imported
+        cure = (
+            "check the path" if place.endswith(".py") else "install it or run where it can be imported; a file is given as path/to/file.py"
+        )
+        raise UsageError(f"cannot import {target}: {type(error).__name__}: {error}; {cure}") from error
+    modules = [module]
+    for sub in pkgutil.iter_modules(getattr(module, "__path__", ())):
+        if sub.name != "mutants" and not sub.name.startswith("_"):
+            modules += _import(f"{module.__name__}.{sub.name}", target)
+    return modules
+
+
+def _from_file(place: str) -> ModuleType:
+    path = Path(place)
+    if not path.is_file():
+        raise UsageError(f"no file {place}; check the path")
+    name = "stabcheck_file_" + "_".join(path.resolve().with_suffix("").parts[-2:]).replace("-", "_")
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    FILES[name] = place
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

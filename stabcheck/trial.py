@@ -1,0 +1,126 @@
+"""A trial: one kernel × property × dtype on one device. Examines cases, keeps the tally, and raises what it finds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from stabcheck.devices import Device
+from stabcheck.errors import UnsupportedInput
+from stabcheck.findings import Broken, Finding, broken
+from stabcheck.laws import Case, KernelFault, Law
+from stabcheck.recipes import Recipe
+from stabcheck.regimes import regimes
+from stabcheck.registry import Kernel
+from stabcheck.verdicts import Comparison, Summary, Witness, failing_rows, summarise, witness
+
+NO_NUMBER = float("nan")
+
+
+@dataclass
+class Tally:
+    """What a trial went through, and how much of it meant something."""
+
+    examples: int = 0
+    rows: int = 0
+    elements: int = 0
+    vacuous: int = 0  # examples in which nothing was compared
+    unsupported: int = 0  # examples the kernel refused
+    killed_at: int = 0  # the number of the first example that failed
+    total: Summary = field(default_factory=Summary)
+    regimes: Counter[str] = field(default_factory=Counter)
+
+    def count(self, recipe: Recipe, outcome: Outcome) -> None:
+        """Add one examined recipe."""
+        self.examples += 1
+        self.rows += recipe.total_rows
+        self.elements += recipe.elements
+        self.unsupported += outcome.unsupported
+        self.vacuous += outcome.ok and not outcome.unsupported and recipe.elements > 0 and not outcome.total.compared
+        self.total += outcome.total
+        self.regimes.update(regimes(recipe))
+
+    def data(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self) | {"regimes": dict(self.regimes)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one law on one case: the summary, and the failed comparison or fault if there is one."""
+
+    total: Summary = field(default_factory=Summary)
+    failed: Comparison | None = None
+    fault: KernelFault | None = None
+    unsupported: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return self.failed is None and self.fault is None
+
+    def witness(self) -> Witness:
+        """The element that shows the failure; for a fault, only its kind."""
+        if self.failed is not None:
+            return witness(self.failed)
+        assert self.fault is not None
+        return Witness(self.fault.kind, 0, 0, NO_NUMBER, NO_NUMBER, NO_NUMBER, 1, 1, "")
+
+    def failing_rows(self) -> torch.Tensor | None:
+        """[R] bool where rows can be told apart, else None."""
+        return failing_rows(self.failed) if self.failed is not None and self.failed.aligned else None
+
+
+class Trial:
+    """Examines recipes; a failing one raises the exception of its kind, and raises the same again whenever it comes back."""
+
+    def __init__(self, kernel: Kernel, law: Law, dtype: str, device: Device) -> None:
+        self.kernel, self.law, self.dtype, self.device = kernel, law, dtype, device
+        self.tally = Tally()
+        self._known: dict[str, Broken] = {}
+
+    def __call__(self, recipe: Recipe) -> None:
+        """Put the law to one recipe; raises Broken.
+
+        A recipe known to fail is not run again: a kernel that fails now and then must not look like a flaky test.
+        """
+        found = self._known.get(recipe.to_json()) if self._known else None
+        if found is None:
+            outcome = self.examine(recipe)
+            self.tally.count(recipe, outcome)
+            if outcome.ok:
+                return
+            self.tally.killed_at = self.tally.killed_at or self.tally.examples
+            found = self._known[recipe.to_json()] = broken(self.finding(recipe, outcome))
+        raise found.with_traceback(None)  # the one place: Hypothesis tells bugs apart by type and line
+
+    def examine(self, recipe: Recipe, case: Case | None = None) -> Outcome:
+        """Run the law once, counting nothing."""
+        comparisons: list[Comparison] = []
+        try:
+            comparisons.extend(self.law.check(case or Case(self.kernel, self.device, recipe)))
+        except UnsupportedInput:
+            return Outcome(unsupported=True)
+        except KernelFault as fault:
+            return Outcome(fault=fault)
+        summaries = summarise(comparisons)
+        failed = next((c for c, s in zip(comparisons, summaries, strict=True) if s.failed), None)
+        return Outcome(sum(summaries, Summary()), failed)
+
+    def finding(self, recipe: Recipe, outcome: Outcome) -> Finding:
+        """Describe a failed outcome."""
+        return Finding(
+            kernel=self.kernel.id,
+            target=self.kernel.target,
+            property_name=self.law.name,
+            law=self.law.statement,
+            dtype=self.dtype,
+            arch=self.device.arch,
+            recipe=recipe,
+            witness=outcome.witness(),
+            device=str(self.device),
+            on=self.device.name,
+            detail=outcome.fault.detail if outcome.fault else "",
+        )

@@ -1,0 +1,106 @@
+"""Variations: the transformed batches that metamorphic laws compare with the original one."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from stabcheck.batches import Batch, empty_layout
+from stabcheck.laws import Case, KernelFault
+from stabcheck.recipes import Layout
+
+SHIFT_EXPONENTS = 28  # common offsets of ±2^0 … ±2^27, past 1e8
+
+
+def random_order(case: Case, n: int) -> torch.Tensor:
+    """A permutation of 0..n-1 that depends on the recipe's seed only."""
+    generator = torch.Generator().manual_seed(case.recipe.seed)
+    return torch.randperm(n, generator=generator).to(case.device.name)
+
+
+def exact_shift(case: Case) -> tuple[Batch, Batch, torch.Tensor]:
+    """(shifted, base, exact [R, 1]): shifted = fl(x + c), base = shifted − c, and whether shifted = base + c holds exactly in the row.
+
+    c = ±2^k differs from sibling to sibling. Rounding happens once, in making `shifted`, so most rows are exact whatever x was.
+    """
+    x = case.batch.logits
+    rows = torch.arange(x.shape[0], device=x.device) * (case.recipe.siblings > 1) + case.recipe.seed
+    c = (torch.exp2((rows % SHIFT_EXPONENTS).double()) * (1 - 2 * (rows // SHIFT_EXPONENTS % 2)))[:, None]
+    shifted = (x.double() + c).to(x.dtype)
+    base = (shifted.double() - c).to(x.dtype)
+    exact = (base.double() + c == shifted.double()).all(-1, keepdim=True)
+    return case.batch.with_logits(shifted), case.batch.with_logits(base), exact
+
+
+def running_maximum(x: torch.Tensor, got: torch.Tensor, slack: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each element of each row: the largest result among elements with a logit at most its own, and the slack of comparing with it."""
+    order = x.argsort(dim=-1, stable=True)
+    largest = got.gather(-1, order).cummax(-1).values
+    both = slack.gather(-1, order)
+    both = both + both.cummax(-1).values
+    equal = x.gather(-1, order)
+    last_of_ties = torch.searchsorted(equal.contiguous(), equal.contiguous(), right=True).sub_(1).clamp_(min=0)
+    largest, both = largest.gather(-1, last_of_ties), both.gather(-1, last_of_ties)
+    return torch.empty_like(largest).scatter_(-1, order, largest), torch.empty_like(both).scatter_(-1, order, both)
+
+
+def with_columns_masked(case: Case) -> tuple[Batch, torch.Tensor]:
+    """(the batch with some columns set to -inf in every row, the indices of the columns kept): a random half, a suffix or a single one."""
+    vocab = case.recipe.vocab
+    order = random_order(case, vocab)
+    style = case.recipe.seed % 3
+    kept = (order[: (vocab + 1) // 2], torch.arange(vocab // 2, vocab, device=order.device), order[:1])[style].sort().values
+    logits = torch.full_like(case.batch.logits, -torch.inf)
+    logits[:, kept] = case.batch.logits[:, kept]
+    return case.batch.with_logits(logits), kept
+
+
+def with_other_rows_nan(case: Case, parity: int) -> Batch:
+    """The batch with every row of the other parity replaced by NaN."""
+    logits = case.batch.logits.clone()
+    logits[1 - parity :: 2] = torch.nan
+    return case.batch.with_logits(logits)
+
+
+def relaid(case: Case, layout: Layout) -> Batch:
+    """The batch with its logits in another layout; the memory between and around the rows is NaN."""
+    source = case.batch.logits
+    view = empty_layout((source.shape[0], source.shape[1]), source.dtype, layout, source.device)
+    return case.batch.with_logits(view.copy_(source))
+
+
+def run_in_place(case: Case) -> torch.Tensor:
+    """The kernel's in-place form on a copy in the same layout, every autotuner of its module cleared: each call is a first call."""
+    batch = relaid(case, case.recipe.layout)
+    forget_tuning(case.kernel.function.__module__)
+    output = case.run(batch, case.kernel.in_place)
+    if output.data_ptr() != batch.logits.data_ptr():
+        raise KernelFault("wrong", "the in-place form returned another tensor than its input")
+    return output
+
+
+def forget_tuning(module: str) -> None:
+    """Clear the caches of all triton autotuners that are globals of a module."""
+    from triton.runtime.autotuner import Autotuner
+
+    for value in vars(sys.modules[module]).values() if module in sys.modules else ():
+        if isinstance(value, Autotuner):
+            value.cache.clear()
+
+
+def run_captured(case: Case) -> torch.Tensor:
+    """Capture the kernel on other contents, copy the batch into the captured buffers, replay, and return the output."""
+    static = case.batch.clone()
+    static.logits.copy_(case.batch.logits.flip(-1))
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        case.run(static)  # compile and warm up outside the capture
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = case.run(static)
+    static.logits.copy_(case.batch.logits)
+    graph.replay()
+    return output.clone()
