@@ -1,4 +1,5 @@
-"""Permutation: f(x[π], T) = f(x, T)[π]. Only the order of summation may differ, and the bound covers every order.
+"""Permutation: f(x[π], T) = f(x, T)[π]. Only the order of summation may differ, and the bound covers every order. Exact results that
+depend on positions, as the greedy choice among ties does, are left out.
 
 Kernels break it by treating a block of columns, the tail or the first tile, unlike the others.
 """
@@ -9,8 +10,10 @@ from stabcheck.variations import random_order
 
 @law("permuting the columns permutes the result, within the bounds", traits=["permutation_equivariant"])
 def test_permutation(case):
-    order = random_order(case, case.recipe.vocab)
-    exact = case.expected
-    permuted = case.run(case.batch.with_logits(case.batch.logits[:, order]))
-    free = None if exact.free is None else exact.free[:, order]
-    yield case.within(permuted, case.run()[:, order], 2 * exact.bound[:, order], free, what="f(x[π]) with f(x)[π]")
+    order, exact = random_order(case, case.recipe.vocab), case.expected
+    permuted = case.batch.with_logits(case.batch.logits[:, order])
+    expected = case.expect(permuted)
+    free = (expected.bound == 0) & (expected.value != exact.value[:, order])  # greedy ties: the lowest index wins, wherever it went
+    free = free if expected.free is None else free | expected.free
+    bound = exact.bound[:, order] + expected.bound
+    yield case.within(case.run(permuted), case.run()[:, order], bound, free, what="f(x[π]) with f(x)[π]")

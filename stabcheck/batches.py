@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +22,7 @@ from stabcheck.recipes import Layout, Mask, Recipe, Row
 TAPE_BITS = 20  # places a row may start at
 TAPE_TAIL = 1 << 18  # entries behind the last place: the widest row before the noise repeats
 LADDER_STEPS, SCALE_STEPS = 32, 24
+SCALED = ("constant", "palette", "bell", "ramp")  # backgrounds the fan `scale` doubles
 SMALLEST_TEMPERATURE = 2.0**-149
 TAIL = 16  # poisoned elements behind the last row of a padded layout
 
@@ -32,6 +33,14 @@ class Batch:
 
     logits: torch.Tensor
     inputs: Mapping[str, torch.Tensor]
+    known: Mapping[str, float] = field(default_factory=dict)  # smallest value of an input, where the host knows it
+
+    def smallest(self, name: str) -> float:
+        """Smallest value of an input (1 for an empty batch; NaN if one is NaN); asks the device only if the host does not know."""
+        if name in self.known:
+            return self.known[name]
+        values = self.inputs[name]
+        return float(values.min()) if values.numel() else 1.0
 
     @property
     def args(self) -> tuple[torch.Tensor, ...]:
@@ -44,11 +53,7 @@ class Batch:
 
     def pick(self, rows: torch.Tensor | slice) -> Batch:
         """The batch of the given rows."""
-        return Batch(self.logits[rows], {k: v[rows] for k, v in self.inputs.items()})
-
-    def clone(self) -> Batch:
-        """Fresh memory, same bits, same shape; contiguous."""
-        return Batch(self.logits.clone(memory_format=torch.contiguous_format), {k: v.clone() for k, v in self.inputs.items()})
+        return Batch(self.logits[rows], {k: v[rows] for k, v in self.inputs.items()}, {})
 
     def digest(self) -> str:
         """sha256 of the bits of logits and inputs, the same on every device."""
@@ -60,24 +65,36 @@ class Batch:
 
 def materialise(recipe: Recipe, device: str | torch.device = "cpu") -> Batch:
     """Expand a recipe into tensors on `device`."""
-    fmt = by_name(recipe.dtype)
+    fmt, n = by_name(recipe.dtype), recipe.siblings
     logits = empty_layout((recipe.total_rows, recipe.vocab), fmt.torch, recipe.layout, device)
     plan = _plan(recipe)
-    packed = torch.from_numpy(np.concatenate([*plan.values(), np.zeros(1)])).to(device)  # the zero keeps an empty batch non-empty
-    parts = dict(zip(plan, torch.split(packed[:-1], [len(v) for v in plan.values()]), strict=True))
-    n = recipe.siblings
+    parts = _send(plan, device)
     for k, row in enumerate(recipe.rows):
         block = logits[k * n : (k + 1) * n]
-        _fill(block, row, recipe, parts["starts"][k * n : (k + 1) * n], parts["scales"])
+        _fill(block, row, recipe, parts["starts"][k * n : (k + 1) * n], parts.get(f"values{k}"), parts.get(f"counts{k}"))
+        if "scales" in parts and row.background.kind in SCALED:
+            block.copy_((block.float() * parts["scales"][:, None]).clamp_(-fmt.max, fmt.max))
         _mask(block, row.mask)
-    if len(plan["edit_rows"]):
-        where = (parts["edit_rows"].long(), parts["edit_columns"].long())
-        logits.index_put_(where, parts["edit_values"].to(fmt.torch))
-    if recipe.fan == "rotate" and n > 1 and recipe.vocab > 1:
-        columns = (torch.arange(recipe.vocab, device=device) + parts["shifts"].long()[:, None]) % recipe.vocab
+    if "edit_rows" in parts:
+        logits.index_put_((parts["edit_rows"], parts["edit_columns"]), parts["edit_values"].to(fmt.torch))
+    if "shifts" in parts:
+        columns = (torch.arange(recipe.vocab, device=device) + parts["shifts"][:, None]) % recipe.vocab
         logits.copy_(logits.gather(1, columns))
-    inputs = {name: _input(parts[f"input:{name}"], kind) for name, kind in _input_kinds(recipe).items()}
-    return Batch(logits, inputs)
+    names = [name for name, _ in recipe.rows[0].inputs]
+    inputs = {name: _narrow(parts[f"input:{name}"]) for name in names}
+    known = {name: float(plan[f"input:{name}"].min()) for name in names if recipe.total_rows}
+    return Batch(logits, inputs, known)
+
+
+def _send(plan: dict[str, np.ndarray], device: str | torch.device) -> dict[str, torch.Tensor]:
+    """Copy int64 and fp64 vectors to the device at once: fp64 travels as the int64 of the same bits."""
+    flat = torch.from_numpy(np.concatenate([v.view(np.int64) for v in plan.values()])).to(device)
+    pieces = torch.split(flat, [len(v) for v in plan.values()])
+    return {k: p.view(torch.float64) if v.dtype == np.float64 else p for (k, v), p in zip(plan.items(), pieces, strict=True)}
+
+
+def _narrow(values: torch.Tensor) -> torch.Tensor:
+    return values.float() if values.dtype == torch.float64 else values
 
 
 def empty_layout(shape: tuple[int, int], dtype: torch.dtype, layout: Layout, device: Any) -> torch.Tensor:
@@ -91,64 +108,53 @@ def empty_layout(shape: tuple[int, int], dtype: torch.dtype, layout: Layout, dev
 
 
 def _plan(recipe: Recipe) -> dict[str, np.ndarray]:
-    """Every number the device needs, as fp64 vectors: all are integers below 2^53 or values of a narrower format, so exact."""
-    n, vocab = recipe.siblings, recipe.vocab
+    """Every number the device needs, as int64 and fp64 vectors; what the recipe does not use is left out."""
+    n, vocab, rows = recipe.siblings, recipe.vocab, recipe.rows
     sibling = np.arange(n)
     seeds = _hash(np.arange(recipe.total_rows, dtype=np.uint32) + np.uint32((recipe.seed * 0x9E3779B9) & 0xFFFFFFFF))
-    shifts = np.where(np.tile(sibling, len(recipe.rows)) > 0, _hash(seeds) % vocab, 0)
-    edits = [{i % vocab: v for i, v in row.edits} for row in recipe.rows]  # the last edit of a column wins
-    plan: dict[str, np.ndarray] = {
-        "starts": (seeds & ((1 << TAPE_BITS) - 1)).astype(np.float64),
-        "shifts": shifts.astype(np.float64),
-        "scales": 2.0 ** (sibling % SCALE_STEPS),
-        "edit_rows": np.concatenate([np.repeat(k * n + sibling, len(e)) for k, e in enumerate(edits)]).astype(np.float64),
-        "edit_columns": np.concatenate([np.tile(np.array(list(e), np.float64), n) for e in edits]),
-        "edit_values": np.concatenate([np.tile(np.array(list(e.values()), np.float64), n) for e in edits]),
-    }
-    for name, kind in _input_kinds(recipe).items():
-        values = np.repeat(np.array([float(row.input(name)) for row in recipe.rows]), n)
-        if name == "temperature" and kind is float and recipe.fan == "ladder":
-            ladder = values * np.tile(2.0 ** -(sibling % LADDER_STEPS), len(recipe.rows))
-            values = np.where(values > 0, np.maximum(ladder.astype(np.float32), np.float32(SMALLEST_TEMPERATURE)), values)
-        plan[f"input:{name}"] = values.astype(np.float64)
+    plan: dict[str, np.ndarray] = {"starts": (seeds & ((1 << TAPE_BITS) - 1)).astype(np.int64)}
+    if recipe.fan == "rotate" and n > 1 and vocab > 1:
+        plan["shifts"] = np.where(np.tile(sibling, len(rows)) > 0, _hash(seeds) % vocab, 0).astype(np.int64)
+    if recipe.fan == "scale" and n > 1:
+        plan["scales"] = 2.0 ** (sibling % SCALE_STEPS)
+    if any(row.edits for row in rows):
+        edits = [(k, {i % vocab: v for i, v in row.edits}) for k, row in enumerate(rows)]  # the last edit of a column wins
+        plan["edit_rows"] = np.concatenate([np.repeat(k * n + sibling, len(e)) for k, e in edits])
+        plan["edit_columns"] = np.concatenate([np.tile(np.array(list(e), np.int64), n) for _, e in edits])
+        plan["edit_values"] = np.concatenate([np.tile(np.array(list(e.values()), np.float64), n) for _, e in edits])
+    for k, row in enumerate(rows):
+        if row.background.kind in ("palette", "literal"):
+            plan[f"values{k}"] = np.array(row.background.values, np.float64)
+            plan[f"counts{k}"] = np.array(row.background.counts, np.int64)
+    for name, first in rows[0].inputs:
+        values = np.repeat(np.array([row.input(name) for row in rows], np.float64 if isinstance(first, float) else np.int64), n)
+        if name == "temperature" and recipe.fan == "ladder":
+            ladder = values * np.tile(2.0 ** -(sibling % LADDER_STEPS), len(rows))
+            least = np.maximum(ladder.astype(np.float32), np.float32(SMALLEST_TEMPERATURE)).astype(np.float64)
+            values = np.where(values > 0, least, values)
+        plan[f"input:{name}"] = values
     return plan
 
 
-def _input_kinds(recipe: Recipe) -> dict[str, type]:
-    """Name and Python type of each per-row scalar."""
-    return {name: type(value) for name, value in recipe.rows[0].inputs}
-
-
-def _input(values: torch.Tensor, kind: type) -> torch.Tensor:
-    return values.to(torch.float32 if kind is float else torch.int64)
-
-
-def _fill(block: torch.Tensor, row: Row, recipe: Recipe, starts: torch.Tensor, scales: torch.Tensor) -> None:
+def _fill(
+    block: torch.Tensor, row: Row, recipe: Recipe, starts: torch.Tensor, values: torch.Tensor | None, counts: torch.Tensor | None
+) -> None:
     """Write one archetype's background into its siblings' rows; finite values stay finite in the format."""
-    vocab, values, kind = recipe.vocab, row.background.values, row.background.kind
-    fmt, device = by_name(recipe.dtype), block.device
-    scaled = recipe.fan == "scale" and recipe.siblings > 1
-    if kind == "constant" and not scaled:
-        block.fill_(values[0])
-        return
-    if kind == "literal":
-        counts = torch.tensor(row.background.counts, device=device)
-        block.copy_(torch.tensor(values, device=device, dtype=fmt.torch).repeat_interleave(counts))
-        return
-    if kind == "bits":
-        block.copy_(_finite_bits(_noise(starts, vocab, "hash"), fmt.name))
-        return
+    vocab, kind, fmt = recipe.vocab, row.background.kind, by_name(recipe.dtype)
     if kind == "constant":
-        x = torch.full((1, vocab), values[0], device=device)
+        block.fill_(row.background.values[0])
+    elif kind == "literal":
+        assert values is not None and counts is not None
+        block.copy_(values.to(fmt.torch).repeat_interleave(counts, output_size=vocab))
+    elif kind == "bits":
+        block.copy_(_finite_bits(_noise(starts, vocab, "hash"), fmt.name))
     elif kind == "palette":
-        x = torch.tensor(values, device=device)[_noise(starts, vocab, "hash") & 3]
-    elif kind == "bell":
-        x = _noise(starts, vocab, "bell").mul(values[1]).add_(values[0])
+        assert values is not None
+        block.copy_(values.float()[_noise(starts, vocab, "hash") & 3])
     else:
-        x = torch.arange(vocab, device=device, dtype=torch.float32).mul_(values[1]).add_(values[0])[None]
-    if scaled:
-        x = x * scales.to(torch.float32)[:, None]
-    block.copy_(x.clamp(-fmt.max, fmt.max))
+        origin, step = row.background.values
+        x = _noise(starts, vocab, "bell") if kind == "bell" else torch.arange(vocab, device=block.device, dtype=torch.float32)
+        block.copy_(x.mul(step).add_(origin).clamp_(-fmt.max, fmt.max))
 
 
 def _mask(block: torch.Tensor, mask: Mask) -> None:
@@ -172,7 +178,7 @@ def _noise(starts: torch.Tensor, vocab: int, kind: str) -> torch.Tensor:
     """[n, V] noise: V consecutive entries of a tape from each start; wider rows repeat their noise."""
     tape = _tape(str(starts.device), kind)
     width = min(vocab, TAPE_TAIL)
-    rows = tape.unfold(0, width, 1)[starts.long()]
+    rows = tape.unfold(0, width, 1)[starts]
     return rows if width == vocab else rows.repeat(1, -(-vocab // width))[:, :vocab].contiguous()
 
 

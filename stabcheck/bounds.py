@@ -18,6 +18,10 @@ import torch
 from stabcheck.devices import FLUSH, Profile, U
 from stabcheck.floats import Format
 
+MOST_NEGATIVE = 1e6  # exp(-1e6) = 0 in any format
+MOST_ERROR = 300.0  # a larger error of an exponent is as vacuous, and expm1 of it still finite
+TINY_T = 2.0**-92
+
 
 @dataclass(frozen=True)
 class Contract:
@@ -42,40 +46,54 @@ class Contract:
         return self.output.subnormal + FLUSH
 
 
-def exponent_error(x: torch.Tensor, m: torch.Tensor, z: torch.Tensor, t: torch.Tensor, contract: Contract) -> torch.Tensor:
+def exponent_error(
+    x: torch.Tensor, m: torch.Tensor, z: torch.Tensor, t: torch.Tensor, smallest_t: float, contract: Contract
+) -> torch.Tensor:
     """κ: error of log(exp(z)) for z = (x − m)/T computed by subtracting, dividing, multiplying by log2 e and one exponential.
 
     Subtraction rounds once (u), division by T costs `divide`, the product with log2 e and the rounding of that constant `log2e`: each
     relative to z, hence a·u·|z| with a = 1 + divide + log2e. Folding log2 e/T into one factor costs the same a.
-    The exponential itself adds `exp`·u. Inputs or differences below 2^-126 may be flushed: 2^-126/T for each that is.
+    The exponential itself adds `exp`·u. Inputs or differences below 2^-126 may be flushed, which moves z by their magnitude over T.
     A kernel that declares scale_first computes x/T and m/T, each with a division's error relative to itself, and rounds their difference.
+
+    |z| is cut at 10^6: beyond, the exact result is 0 and κ multiplies it. `smallest_t` is the smallest of t, which the host knows: where
+    no T is below 2^-92 all flushing together moves z by less than 3·2^-34, and that constant is used in place of looking at the data.
     """
     profile = contract.profile
     a = 1 + profile.divide + profile.log2e
-    flushed = _flushable(x) + _flushable(m) + _flushable(x - m)
-    kappa = a * U * z.abs() + profile.exp * U + flushed * (FLUSH / t)
+    kappa = torch.rsub(z.clamp(min=-MOST_NEGATIVE), profile.exp * U + 3 * FLUSH / TINY_T, alpha=a * U)  # exp·u + a·u·|z|
+    if not smallest_t >= TINY_T:
+        flushed = _flushable(x) + _flushable(m) + _flushable(x - m)
+        kappa = (kappa + flushed / t).clamp_(max=MOST_ERROR)
     if contract.error_model == "scale_first":
-        kappa = kappa + (1 + profile.divide) * U * (x.abs() + m.abs()) / t
-    return torch.where(z == -torch.inf, 0.0, kappa)  # an exact zero
+        scaled = (1 + profile.divide) * U * (x.abs() + m.abs()) / t
+        kappa = (kappa + scaled.masked_fill(x == -torch.inf, 0.0)).clamp_(max=MOST_ERROR)
+    return kappa
 
 
 def summation_error(columns: int, contract: Contract) -> float:
     """Relative error of Σ e_j beyond that of its terms, for positive terms (Higham, sec. 4.2: the height of the summation tree times u).
 
-    Each tile is summed as a tree of height log2(tile), and the n = ceil(V/tile) tile sums one after another in n − 1 additions.
+    A tile is summed by `lanes` threads: each adds its tile/lanes terms one after another, then the lanes are combined as a tree. The
+    n = ceil(V/tile) tile sums follow one after another. The height is tile/lanes − 1 + log2(lanes) + n − 1. On a CPU a vector unit walks
+    the whole row (torch.softmax does), so there the row is one tile.
     An online or split kernel rescales a running sum where the maximum grows, at most once at each later tile: one more exponential and
     product. The scale factors' own exponents telescope into |z| and are in κ. This is part of the contract of every kernel.
     """
-    tiles = math.ceil(columns / contract.tile)
-    height = math.ceil(math.log2(min(contract.tile, columns))) + tiles - 1
-    return (height + (tiles - 1) * (contract.profile.exp + 1)) * U
+    profile, later_tiles = contract.profile, math.ceil(columns / contract.tile) - 1
+    tile = columns if profile.sums_whole_rows else min(contract.tile, columns)
+    height = math.ceil(tile / profile.lanes) - 1 + math.ceil(math.log2(min(profile.lanes, columns))) + later_tiles
+    return (height + later_tiles * (profile.exp + 1)) * U
 
 
 def rounded(value: torch.Tensor, relative: torch.Tensor, contract: Contract) -> torch.Tensor:
-    """|value|·(rel(1 + u_o) + u_o) + floor: a relative error, then the rounding to the output."""
-    relative = relative.clamp(max=1e300)  # a larger one is as vacuous, and 0 × inf is not a bound
-    return value.abs() * (relative * (1 + contract.u_out) + contract.u_out) + contract.floor
+    """|value|·(rel(1 + u_o) + u_o) + floor: a relative error, then the rounding to the output. Overwrites `relative`."""
+    if contract.u_out:
+        relative.mul_(1 + contract.u_out).add_(contract.u_out)
+    return relative.mul_(value.abs()).add_(contract.floor)
 
 
 def _flushable(x: torch.Tensor) -> torch.Tensor:
-    return ((x != 0) & (x.abs() < FLUSH)).double()
+    """|x| where it is below the smallest normal number, else 0."""
+    magnitude = x.abs()
+    return torch.where(magnitude < FLUSH, magnitude, 0.0)

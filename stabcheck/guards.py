@@ -82,7 +82,7 @@ def run_guarded(case: Case) -> Watched:
     """Run the kernel with every buffer guarded and compare the bits around and inside them before and after."""
     inputs = [_guarded_copy(t) for t in case.batch.args]
     names = list(case.batch.inputs)
-    batch = Batch(inputs[0].inner, {n: g.inner for n, g in zip(names, inputs[1:], strict=True)})
+    batch = Batch(inputs[0].inner, {n: g.inner for n, g in zip(names, inputs[1:], strict=True)}, case.batch.known)
     allocations = GuardAllocations()
     _ = case.expected
     with allocations:

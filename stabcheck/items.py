@@ -24,6 +24,8 @@ from stabcheck.trial import Trial
 PROPERTY = "stabcheck"  # the user property that carries an item's results through reports, xdist and JUnit
 RERUNS = 3
 BIG_VOCAB = 65537
+CPU_WEIGHT = 2  # the interpreter is too slow for a law's full share of examples
+MUTANT_WEIGHT = 6
 
 
 class LawItem(pytest.Function):
@@ -113,8 +115,10 @@ def _test(trial: Trial, profile: str | None) -> Callable[[], None]:
 
     on_gpu = trial.device.is_gpu
     space = space_for(trial.kernel, trial.dtype, **LIMITS[on_gpu])
-    settings = settings_for(profile, on_gpu, trial.law.weight if on_gpu else min(trial.law.weight, 2))
-    test: Callable[[], None] = settings(given(recipe=drawn(space))(drawn_test))
+    weight = trial.law.weight if on_gpu else min(trial.law.weight, CPU_WEIGHT)
+    if trial.kernel.mutant:
+        profile, weight = "gate", MUTANT_WEIGHT  # the same examples in every run, and enough of them
+    test: Callable[[], None] = settings_for(profile, on_gpu, weight)(given(recipe=drawn(space))(drawn_test))
     return test
 
 

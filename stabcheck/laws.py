@@ -168,18 +168,17 @@ class Case:
 
     def no_fault(self, fault: torch.Tensor, what: str) -> Comparison:
         """A map of memory faults, which must be empty."""
-        zero = torch.zeros((), dtype=torch.float64, device=fault.device)
-        return Comparison(fault, zero, zero, kind="memory", what=what, aligned=False)
+        return Comparison(fault, torch.zeros((), device=fault.device), 0.0, kind="memory", what=what, aligned=False)
 
     def within(
-        self, got: torch.Tensor, other: torch.Tensor, bound: torch.Tensor, free: torch.Tensor | None = None, **more: Any
+        self, got: torch.Tensor, other: torch.Tensor, bound: torch.Tensor | float, free: torch.Tensor | None = None, **more: Any
     ) -> Comparison:
         """Two results of the kernel that may differ by `bound`."""
         return Comparison(got, other, bound, free, **more)
 
     def same_bits(self, got: torch.Tensor, other: torch.Tensor, **more: Any) -> Comparison:
         """Two tensors that must agree bit for bit (NaN equals NaN)."""
-        return Comparison(got, other, torch.zeros((), dtype=torch.float64, device=got.device), **more)
+        return Comparison(got, other, 0.0, **more)
 
 
 def _checked(output: Any, batch: Batch, contract: Contract) -> torch.Tensor:

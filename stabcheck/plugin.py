@@ -37,6 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from stabcheck.profiles import register
 
         register()
+    config.addinivalue_line("filterwarnings", "ignore:All-NaN slice encountered:RuntimeWarning")  # of the interpreter's maximum
     config.pluginmanager.register(Session(config), "stabcheck-session")
 
 

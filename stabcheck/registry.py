@@ -23,7 +23,7 @@ ERROR_MODELS = ("shift_first", "scale_first")
 
 @dataclass(frozen=True)
 class Mutant:
-    """Why a kernel is broken on purpose, and what must notice (see the table of BUGS in docs/mutants.md).
+    """Why a kernel is broken on purpose, and what must notice.
 
     `killed_by` are property names; a kill counts when one of them fails and the finding shrinks to at most
     `rows` × `vocab` (None: no limit on that side).

@@ -25,7 +25,7 @@ from stabcheck.trial import Outcome, Trial
 MOST_RUNS = 4096  # a literal row longer than this is no reproducer; the recipe stays as Hypothesis left it
 ROWS_AT_ONCE = {True: 256, False: 8}  # by "on a GPU": the interpreter pays for every row
 ELEMENTS_AT_ONCE = 1 << 22
-SECONDS = {True: 8.0, False: 12.0}
+SECONDS = {True: 6.0, False: 10.0}
 
 
 def shrink(trial: Trial, finding: Finding) -> Finding:

@@ -1,13 +1,13 @@
 """Hypothesis strategies: which recipes are drawn.
 
-Elements are never drawn: Hypothesis gives a test case 8 KiB of choices and about a millisecond, so a recipe is some twenty choices,
-each an index into a table ordered from simple to nasty. Shrinking walks every table towards its start: V = 1, one row, constant 0, no
-mask, T = 1.
+Elements are never drawn: Hypothesis gives a test case 8 KiB of choices and about a millisecond, so a recipe is some forty choices, each
+an index into a table ordered from simple to nasty. They are drawn as one byte string, which costs one draw instead of forty; shrinking
+lowers its bytes, and so walks every table towards its start: V = 1, one row, constant 0, no mask, T = 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -29,6 +29,8 @@ SIBLINGS = (1, 2, 0, 16, 64, 256, 512)
 LAYOUTS = (Layout(),) * 6 + (Layout(1), Layout(0, 1, 1), Layout(64), Layout(3, 1, 5), Layout(0, 2, 0), Layout(5, 3, 7))
 EDIT_COUNTS = (0, 1, 2, 0, 1, 3)
 MAX_ARCHETYPES = 3
+HEADER = 6  # choices: vocab, (siblings, archetypes), fan, layout, seed (two)
+ROW = 3 + 2 * max(EDIT_COUNTS)  # choices: background, mask, number of edits, (column, value) each; the inputs follow
 
 
 @dataclass(frozen=True)
@@ -67,60 +69,56 @@ def recipes(
 @lru_cache(maxsize=256)
 def drawn(space: Space) -> st.SearchStrategy[Recipe]:
     """Strategy for the recipes of a space."""
-    operation(space.operation)
-    fmt = by_name(space.dtype)
-    vocabs = vocab_sizes(space)
-    places = {v: _fitting(space, v) for v in vocabs}
-    layouts = LAYOUTS if space.strides else LAYOUTS[:1]
-    pools = _Pools(space, fmt)
-
-    @st.composite
-    def recipe(draw: st.DrawFn) -> Recipe:
-        vocab = vocabs[draw(_index(len(vocabs)))]
-        siblings, archetypes = places[vocab][draw(_index(len(places[vocab])))]
-        return Recipe(
-            operation=space.operation,
-            dtype=space.dtype,
-            vocab=vocab,
-            rows=tuple(pools.row(draw, vocab) for _ in range(archetypes)),
-            siblings=siblings,
-            fan=FANS[draw(_index(len(FANS)))] if siblings > 1 else FANS[0],
-            seed=draw(_index(1 << 16)),
-            layout=layouts[draw(_index(len(layouts)))],
-        )
-
-    return recipe()
+    tables = _Tables(space)
+    size = HEADER + MAX_ARCHETYPES * (ROW + len(tables.inputs))
+    return st.binary(min_size=size, max_size=size).map(tables.recipe)
 
 
-class _Pools:
-    """The tables of one space, built once."""
+class _Tables:
+    """The tables of one space, and how a string of choices picks from them: one byte an index, the first entry for 0."""
 
-    def __init__(self, space: Space, fmt: Format) -> None:
-        self.blocks = space.blocks
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        fmt, inputs = by_name(space.dtype), operation(space.operation).inputs
+        zeros = (0.0,) * 3 if space.zero_temperature else ()
+        self.inputs = [(i.name, i.values + (zeros if i.name == "temperature" else ())) for i in inputs]
+        self.vocabs = vocab_sizes(space)
+        self.sizes = {v: _fitting(space, v) for v in self.vocabs}
+        self.layouts = LAYOUTS if space.strides else LAYOUTS[:1]
         self.backgrounds = backgrounds(fmt)
         self.edits = (*values(fmt), float("-inf"), float("nan"), float("inf"))
-        self.inputs = [
-            (i.name, i.values + ((0.0,) * 3 if i.name == "temperature" and space.zero_temperature else ()))
-            for i in operation(space.operation).inputs
-        ]
 
-    def row(self, draw: st.DrawFn, vocab: int) -> Row:
-        """Draw one archetype."""
-        masked, columns = masks(vocab, self.blocks), edges(vocab, self.blocks)
+    def recipe(self, choices: bytes) -> Recipe:
+        """Decode a string of choices."""
+        header, rows = choices[:HEADER], choices[HEADER:]
+        vocab = _pick(self.vocabs, header[0])
+        siblings, archetypes = _pick(self.sizes[vocab], header[1])
+        step = ROW + len(self.inputs)
+        return Recipe(
+            operation=self.space.operation,
+            dtype=self.space.dtype,
+            vocab=vocab,
+            rows=tuple(self.row(rows[k * step : (k + 1) * step], vocab) for k in range(archetypes)),
+            siblings=siblings,
+            fan=_pick(FANS, header[2]) if siblings > 1 else FANS[0],
+            seed=header[4] * 256 + header[5],
+            layout=_pick(self.layouts, header[3]),
+        )
+
+    def row(self, choices: bytes, vocab: int) -> Row:
+        """Decode one archetype."""
+        columns = edges(vocab, self.space.blocks)
+        pairs = [(choices[3 + 2 * k], choices[4 + 2 * k]) for k in range(_pick(EDIT_COUNTS, choices[2]))]
         return Row(
-            background=self.backgrounds[draw(_index(len(self.backgrounds)))],
-            mask=masked[draw(_index(len(masked)))],
-            edits=tuple(
-                (columns[draw(_index(len(columns)))], self.edits[draw(_index(len(self.edits)))])
-                for _ in range(EDIT_COUNTS[draw(_index(6))])
-            ),
-            inputs=tuple((name, table[draw(_index(len(table)))]) for name, table in self.inputs),
+            background=_pick(self.backgrounds, choices[0]),
+            mask=_pick(masks(vocab, self.space.blocks), choices[1]),
+            edits=tuple((_pick(columns, c), _pick(self.edits, v)) for c, v in pairs),
+            inputs=tuple((name, _pick(table, c)) for (name, table), c in zip(self.inputs, choices[ROW:], strict=True)),
         )
 
 
-@lru_cache(maxsize=512)
-def _index(n: int) -> st.SearchStrategy[int]:
-    return st.integers(0, n - 1)
+def _pick(table: Sequence[T], choice: int) -> T:
+    return table[choice % len(table)]
 
 
 @lru_cache(maxsize=4096)

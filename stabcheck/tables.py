@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from stabcheck.laws import all_laws
@@ -20,7 +21,7 @@ def show_all(console: Console) -> None:
         declared = [f"{name}={answer}" for name, answer in k.policies.items()]
         declared += [name for name in ("in_place", "routes", "batch_invariant", "gpu_only") if getattr(k, name)]
         declared += [f"max_vocab={k.max_vocab}"] if k.max_vocab else []
-        kernels.add_row(k.id, ", ".join(k.dtypes), ", ".join(declared))
+        kernels.add_row(escape(k.id), ", ".join(k.dtypes), ", ".join(declared))
     properties = Table("property", "law", "needs", title="properties")
     for law in all_laws().values():
         needs = [*(["a GPU"] if law.gpu else []), *([law.requires] if law.requires else [])]

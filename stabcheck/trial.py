@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from stabcheck.registry import Kernel
 from stabcheck.verdicts import Comparison, Summary, Witness, failing_rows, summarise, witness
 
 NO_NUMBER = float("nan")
+SHRINK_SECONDS = {True: 4.0, False: 6.0}  # by "on a GPU": how long Hypothesis may shrink a recipe
 
 
 @dataclass
@@ -80,6 +82,7 @@ class Trial:
         self.kernel, self.law, self.dtype, self.device = kernel, law, dtype, device
         self.tally = Tally()
         self._known: dict[str, Broken] = {}
+        self._shrink_until = 0.0
 
     def __call__(self, recipe: Recipe) -> None:
         """Put the law to one recipe; raises Broken.
@@ -87,12 +90,16 @@ class Trial:
         A recipe known to fail is not run again: a kernel that fails now and then must not look like a flaky test.
         """
         found = self._known.get(recipe.to_json()) if self._known else None
+        if found is None and self._known and time.monotonic() > self._shrink_until:
+            return  # enough of the recipe's shrinking; the domain shrinker goes on from the smallest known to fail
         if found is None:
             outcome = self.examine(recipe)
             self.tally.count(recipe, outcome)
             if outcome.ok:
                 return
-            self.tally.killed_at = self.tally.killed_at or self.tally.examples
+            if not self._known:
+                self.tally.killed_at = self.tally.examples
+                self._shrink_until = time.monotonic() + SHRINK_SECONDS[self.device.is_gpu]
             found = self._known[recipe.to_json()] = broken(self.finding(recipe, outcome))
         raise found.with_traceback(None)  # the one place: Hypothesis tells bugs apart by type and line
 

@@ -57,10 +57,10 @@ def with_columns_masked(case: Case) -> tuple[Batch, torch.Tensor]:
 
 
 def with_other_rows_nan(case: Case, parity: int) -> Batch:
-    """The batch with every row of the other parity replaced by NaN."""
-    logits = case.batch.logits.clone()
-    logits[1 - parity :: 2] = torch.nan
-    return case.batch.with_logits(logits)
+    """The batch, in its own layout, with every row of the other parity replaced by NaN."""
+    batch = relaid(case, case.recipe.layout)
+    batch.logits[1 - parity :: 2] = torch.nan
+    return batch
 
 
 def relaid(case: Case, layout: Layout) -> Batch:
@@ -90,8 +90,13 @@ def forget_tuning(module: str) -> None:
 
 
 def run_captured(case: Case) -> torch.Tensor:
-    """Capture the kernel on other contents, copy the batch into the captured buffers, replay, and return the output."""
-    static = case.batch.clone()
+    """Capture the kernel on other contents, copy the batch into the captured buffers, replay, and return the output.
+
+    The captured buffers have the batch's own layout: a kernel may compile another order of summation for another.
+    """
+    static = relaid(case, case.recipe.layout)
+    if not static.logits.numel():
+        return case.run(static)  # nothing is launched, so there is nothing to capture
     static.logits.copy_(case.batch.logits.flip(-1))
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())

@@ -24,8 +24,9 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """got [R, V] held against expected [R, V] within bound [R, V] (0: bit for bit but for the sign of zero), wherever not free.
+    """got [R, V] held against expected [R, V] within bound, wherever not free.
 
+    bound:     [R, V]; or one number for laws on structure: 0 (bit for bit but for the sign of zero) or ANY_FINITE.
     kind:      what a failure is called; None: told from the values.
     explained: on demand, the elements whose error the scale-first error model explains; it tells `unstable` from `wrong`.
     what:      a few words on what was compared with what.
@@ -34,7 +35,7 @@ class Comparison:
 
     got: torch.Tensor
     expected: torch.Tensor
-    bound: torch.Tensor
+    bound: torch.Tensor | float
     free: torch.Tensor | None = None
     kind: str | None = None
     explained: Callable[[], torch.Tensor] | None = None
@@ -62,40 +63,42 @@ class Summary:
         )
 
 
-def agreement(c: Comparison) -> tuple[torch.Tensor, torch.Tensor]:
-    """Elementwise: (which elements fail, error / bound where both are finite and the bound is positive, else 0)."""
+def agreement(c: Comparison) -> torch.Tensor:
+    """[R, V] bool: which elements fail."""
     got, expected = c.got.double(), c.expected.double()
-    error = (got - expected).abs()
-    good = (error <= c.bound) | (got == expected) | (got.isnan() & expected.isnan())
-    if c.free is not None:
-        good = good | c.free
-        error = error.masked_fill(c.free, 0.0)
-    used = torch.where(c.bound > 0, error / c.bound, 0.0).nan_to_num_(0.0, 0.0, 0.0)
-    return ~good, used
+    good = ((got - expected).abs() <= c.bound) | (got == expected) | (got.isnan() & expected.isnan())
+    return ~good if c.free is None else ~(good | c.free)
 
 
 def summarise(comparisons: Iterable[Comparison]) -> list[Summary]:
     """One Summary per comparison, read back from the device together."""
-    counts, sizes = [], []
-    for c in comparisons:
-        size = c.got.numel()
-        sizes.append(size)
-        if not size:
-            continue
-        failed, used = agreement(c)
-        expected = c.expected.double()
-        ill = (c.bound >= expected.abs()) & (expected != 0) & (c.bound < ANY_FINITE)
-        free = c.free.sum() if c.free is not None else failed.new_zeros(())
-        if c.free is not None:
-            ill = ill & ~c.free
-        counts.append(torch.stack([failed.sum().double(), free.double(), ill.sum().double(), used.max()]))
-    read = iter(torch.stack(counts).tolist() if counts else [])
-    return [_summary(size, next(read)) if size else Summary() for size in sizes]
+    comparisons = list(comparisons)
+    counted = [c for c in comparisons if c.got.numel()]
+    read = iter(torch.stack([_counts(c) for c in counted]).tolist() if counted else [])
+    return [_summary(c, next(read)) if c.got.numel() else Summary() for c in comparisons]
 
 
-def _summary(size: int, row: list[float]) -> Summary:
-    failed, free, ill, used = row
-    return Summary(int(failed), size - int(free), int(free), int(ill), used)
+def _counts(c: Comparison) -> torch.Tensor:
+    """[4] fp64: elements plainly within their bound, ill-conditioned ones, free ones, worst error / bound; few launches, no read-back.
+
+    An element is ill-conditioned where its bound exceeds its magnitude; there error / bound says nothing (a result flushed to zero uses up
+    all of its bound) and is left out of the worst, as is an error over a bound of 0, which fails or is 0.
+    """
+    error = (c.got.double() - c.expected).abs_()
+    within = error <= c.bound
+    ill = torch.zeros_like(within) if isinstance(c.bound, float) else (c.bound > c.expected.abs()).expand(error.shape)
+    free = torch.zeros_like(within) if c.free is None else c.free.expand(error.shape)
+    worst = error.div_(c.bound).masked_fill_(ill | free, 0.0).nan_to_num_(0.0, 0.0, 0.0).amax()
+    if c.free is not None:
+        within, ill = within | free, ill & ~free
+    return torch.cat([torch.stack([within, ill, free]).flatten(1).sum(-1).double(), worst[None]])
+
+
+def _summary(c: Comparison, row: list[float]) -> Summary:
+    within, ill, free, worst = row
+    size = c.got.numel()
+    failed = 0 if within == size else int(agreement(c).sum())  # NaN that should be NaN, say, is looked at only now
+    return Summary(failed, size - int(free), int(free), int(ill), worst)
 
 
 @dataclass(frozen=True)
@@ -119,13 +122,13 @@ class Witness:
 
 def failing_rows(c: Comparison) -> torch.Tensor:
     """[R] bool: rows in which an element fails."""
-    return agreement(c)[0].reshape(c.got.shape[0], -1).any(-1)
+    return agreement(c).reshape(c.got.shape[0], -1).any(-1)
 
 
 def witness(c: Comparison) -> Witness:
     """Pick the worst element of a failed comparison: non-finite first, then the largest error over bound."""
-    failed, _ = agreement(c)
-    got, expected, bound = (t.double().expand(failed.shape) for t in (c.got, c.expected, c.bound))
+    failed = agreement(c)
+    got, expected, bound = (torch.as_tensor(t, device=failed.device).double().expand(failed.shape) for t in (c.got, c.expected, c.bound))
     severity = (got - expected).abs() / bound.clamp(min=2.0**-1000)
     severity = torch.where(failed, severity.nan_to_num(2.0**1001, 2.0**1000), -1.0)
     place = int(severity.argmax())

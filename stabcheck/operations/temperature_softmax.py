@@ -32,34 +32,38 @@ def reference(batch: Batch, contract: Contract) -> Expected:
     """
     x = batch.logits.double()
     t = batch.inputs["temperature"].double()[:, None]
-    m, first = x.max(-1, keepdim=True)
+    m = x.amax(-1, keepdim=True)
     z = (x - m) / t
     e = z.exp()
-    p = e / e.sum(-1, keepdim=True)
-    kappa = exponent_error(x, m, z, t, contract)
+    p = e / e.sum(-1, keepdim=True)  # NaN where m is infinite or NaN, as torch has it
+    kappa = exponent_error(x, m, z, t, batch.smallest("temperature"), contract)
     quotient = contract.profile.divide * U
-    shared = (p * kappa).sum(-1, keepdim=True) + summation_error(x.shape[1], contract) + quotient
-    bound = torch.where(x == -torch.inf, 0.0, rounded(p, torch.expm1(kappa + shared), contract))
+    shared = (p * kappa).sum(-1, keepdim=True) + (summation_error(x.shape[1], contract) + quotient)
+    masked = x == -torch.inf
+    bound = rounded(p, torch.expm1(kappa + shared), contract).masked_fill_(masked, 0.0)
 
     def order() -> torch.Tensor:  # numerator errors only; the denominator is common, and at most a factor exp(shared) away
         slack = rounded(p * torch.exp(shared), torch.expm1(kappa + quotient), contract)
         return torch.where(t == 0, torch.inf, slack)
 
-    return _edges(x, t, m, first, Expected(p, bound, order=order), contract)
+    if contract.policies["empty_row"] == "zeros":
+        p, bound = p.masked_fill(m == -torch.inf, 0.0), bound.masked_fill(m == -torch.inf, 0.0)
+    if batch.smallest("temperature") > 0:
+        return Expected(p, bound, order=order)
+    return _zero_temperature(x, t, m, Expected(p, bound, order=order), contract)
 
 
-def _edges(x: torch.Tensor, t: torch.Tensor, m: torch.Tensor, first: torch.Tensor, plain: Expected, contract: Contract) -> Expected:
-    """Apply the policies to the rows they concern."""
-    value, bound = plain.value, plain.bound
-    greedy_row = (t == 0) & m.isfinite()
-    one_hot = torch.zeros_like(x).scatter_(-1, first, 1.0)
-    value = torch.where(greedy_row, one_hot, value)
-    empty = 0.0 if contract.policies.get("empty_row") == "zeros" else torch.nan
-    value = torch.where(m == -torch.inf, empty, value)
-    value = torch.where(m.isnan() | (m == torch.inf), torch.nan, value)
-    bound = torch.where(greedy_row | ~m.isfinite(), 0.0, bound)
-    undefined = (t == 0) & (contract.policies.get("zero_temperature") != "greedy") | t.isnan() | (t < 0)
-    return Expected(value, bound, undefined.expand_as(x), plain.order)
+def _zero_temperature(x: torch.Tensor, t: torch.Tensor, m: torch.Tensor, plain: Expected, contract: Contract) -> Expected:
+    """Rows of T = 0 by policy: one-hot at the lowest index of the maximum, or free. T < 0 and NaN mean nothing: free."""
+    greedy = contract.policies["zero_temperature"] == "greedy"
+    chosen = (t == 0) & m.isfinite()
+    one_hot = torch.zeros_like(x).scatter_(-1, (x == m).to(torch.int8).argmax(-1, keepdim=True), 1.0)
+    value = torch.where(chosen, one_hot, plain.value)
+    empty = 0.0 if contract.policies["empty_row"] == "zeros" else torch.nan
+    value = torch.where((t == 0) & ~m.isfinite(), torch.where(m == -torch.inf, empty, torch.nan), value)
+    bound = plain.bound.masked_fill(t == 0, 0.0)
+    free = ((t == 0) & (not greedy)) | ~(t >= 0)
+    return Expected(value, bound, free.expand_as(x), plain.order)
 
 
 OPERATION = Operation(

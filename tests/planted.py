@@ -1,0 +1,131 @@
+"""Kernels in plain torch, one of them right and each of the others wrong in one way, and ways to put laws to them."""
+
+from itertools import cycle
+
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+
+from stabcheck.devices import describe
+from stabcheck.findings import Broken
+from stabcheck.laws import all_laws
+from stabcheck.recipes import Background, Layout, Recipe, Row
+from stabcheck.registry import make_kernel
+from stabcheck.strategies import drawn, space_for
+from stabcheck.trial import Trial
+
+inf, nan = float("inf"), float("nan")
+LAWS = all_laws()
+CPU = describe("cpu")
+
+
+def right(logits, temperature):
+    z = (logits.float() - logits.float().amax(-1, keepdim=True)) / temperature[:, None]
+    return torch.softmax(z.double(), -1).to(logits.dtype)  # in fp32, torch adds V/16 terms one after another on a CPU: outside the bound
+
+
+def right_in_place(logits, temperature):
+    return logits.copy_(right(logits, temperature))
+
+
+def overflows(logits, temperature):
+    e = torch.exp(logits.float() / temperature[:, None])
+    return (e / e.sum(-1, keepdim=True)).to(logits.dtype)
+
+
+def one_percent_flatter(logits, temperature):
+    return (0.99 * right(logits, temperature).float() + 0.01 / logits.shape[1]).to(logits.dtype)
+
+
+def five_percent_too_much(logits, temperature):
+    return right(logits, temperature) * 1.05
+
+
+def reversed_rows(logits, temperature):
+    return right(logits, temperature).flip(-1)
+
+
+def weighs_the_first_column_twice(logits, temperature):
+    p = right(logits, temperature)
+    p[:, 0] *= 2
+    return p / p.sum(-1, keepdim=True)
+
+
+def clamps_from_below(logits, temperature):
+    return right(logits.clamp(min=-1e4), temperature)
+
+
+def shares_the_maximum(logits, temperature):
+    z = (logits.float() - logits.max().float()) / temperature[:, None]  # of all rows
+    return torch.softmax(z.double(), -1).to(logits.dtype)
+
+
+_SHAKE = cycle((1.0, 1.0, 1.01))
+
+
+def shaky(logits, temperature):
+    return right(logits, temperature) * next(_SHAKE)
+
+
+def ignores_strides(logits, temperature):
+    return right(logits.as_strided(logits.shape, (logits.shape[1], 1)), temperature)
+
+
+def scribbles_on_its_input(logits, temperature):
+    p = right(logits, temperature)
+    logits[:, -1:] = 0
+    return p
+
+
+def forgets_the_last_column(logits, temperature):
+    out = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    out[:, :-1] = right(logits, temperature)[:, :-1]
+    return out
+
+
+def softmaxes_twice_in_place(logits, temperature):
+    return right_in_place(right_in_place(logits, temperature), temperature)
+
+
+def kernel(function, **declared):
+    return make_kernel("temperature_softmax", function, **declared)
+
+
+def trial(function, law="accuracy", dtype="fp32", **declared):
+    """A trial of a function on the CPU."""
+    return Trial(kernel(function, **declared), LAWS[law], dtype, CPU)
+
+
+def recipe(*rows, temperature=1.0, dtype="fp32", **more):
+    """A recipe of literal rows, given as lists of logits; one temperature for all, or one each."""
+    temperatures = temperature if isinstance(temperature, list) else [temperature] * len(rows)
+    literal = [
+        Row(Background("literal", tuple(map(float, row)), (1,) * len(row)), inputs=(("temperature", t),))
+        for row, t in zip(rows, temperatures, strict=True)
+    ]
+    return Recipe("temperature_softmax", dtype, len(rows[0]), tuple(literal), **more)
+
+
+def logits_of(recipe):
+    """The rows of a recipe as lists, whatever its backgrounds are."""
+    from stabcheck.batches import materialise
+
+    return materialise(recipe).logits.tolist()
+
+
+def finding_of(examined, examples=100):
+    """The first finding Hypothesis makes with a trial, shrunk by it, or None."""
+
+    @settings(max_examples=examples, derandomize=True, database=None, deadline=None, report_multiple_bugs=False,
+              suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink])  # fmt: skip
+    @given(drawn(space_for(examined.kernel, examined.dtype, max_rows=24, max_elements=1 << 13, max_vocab=4097)))
+    def put(recipe):
+        examined(recipe)
+
+    try:
+        put()
+    except Broken as broken:
+        return broken.finding
+    return None
+
+
+PADDED = Layout(pad=1)

@@ -1,0 +1,133 @@
+"""A finding's identity is stable, and its text says everything in the same few lines everywhere."""
+
+import json
+
+import pytest
+from planted import inf, nan, recipe
+
+from stabcheck.findings import Broken, Finding, broken, describe
+from stabcheck.recipes import Background, Layout, Mask, Row
+from stabcheck.verdicts import ANY_FINITE, KINDS, Witness
+
+WITNESS = Witness("non-finite", 0, 1024, nan, 1.0, 3.9e-3, 1, 1, "")
+MASKED = recipe([0.0]).with_(dtype="bf16", vocab=1025, rows=(Row(Background("literal", (-inf, 0.0), (1024, 1))),))
+
+
+def finding(**changes):
+    fields = {
+        "kernel": "temperature_softmax[online]",
+        "target": "stabcheck.kernels.softmax:online",
+        "property_name": "accuracy",
+        "law": "every probability is within its derived bound of the fp64 reference",
+        "dtype": "bf16",
+        "arch": "sm_90",
+        "recipe": MASKED,
+        "witness": WITNESS,
+    }
+    return Finding(**fields | changes)
+
+
+def test_the_text_is_that_of_the_design():
+    start = MASKED.with_(vocab=4097, siblings=64)
+    made = finding(steps=41, shrunk_from=start, files=("reports/latest/7f3a2c.json", "reports/latest/repro_7f3a2c.py"))
+    assert (
+        made.text()
+        == f"""\
+BROKEN  accuracy · temperature_softmax[online] · bf16 · sm_90            id {made.id}
+  law      every probability is within its derived bound of the fp64 reference
+  input    V = 1025, T = 1, logits = [-inf × 1024, 0]
+  got      nan at (0, 1024)           expected 1              bound 0.0039
+  rows     1 of 1 non-finite          shrunk from 64 × 4097 in 41 steps
+  replay   stabcheck replay reports/latest/7f3a2c.json
+  script   reports/latest/repro_7f3a2c.py"""
+    )
+
+
+def test_a_crash_has_a_cause_and_no_numbers():
+    crash = Witness("crash", 0, 0, nan, nan, nan, 1, 1, "")
+    lines = finding(witness=crash, detail="RuntimeError: out of shared memory").text().splitlines()
+    assert "  cause    RuntimeError: out of shared memory" in lines
+    assert not any(line.startswith("  got") for line in lines)
+
+
+def test_what_was_compared_is_told():
+    assert "  compared run 2 with run 1" in finding(witness=Witness("wrong", 0, 0, 1.0, 2.0, 0.0, 1, 1, "run 2 with run 1")).text()
+
+
+def test_an_unstable_kernel_is_told_what_to_do():
+    text = finding(witness=WITNESS.as_kind("unstable")).text()
+    assert 'or declare error_model="scale_first"' in text
+    assert "Subtract the" in text
+
+
+def test_any_finite_value_is_called_that():
+    assert "any finite value" in finding(witness=Witness("non-finite", 0, 0, nan, 1.0, ANY_FINITE, 1, 1, "")).text()
+
+
+def test_other_findings_of_the_trial_follow():
+    other = finding(witness=WITNESS.as_kind("crash"))
+    text = finding(others=(other,)).text()
+    assert text.count("BROKEN") == 2
+    assert other.id in text
+
+
+def test_no_line_has_trailing_spaces():
+    assert all(line == line.rstrip() for line in finding().text().splitlines())
+
+
+# ---- identity
+
+
+@pytest.mark.parametrize(
+    "change", [{"recipe": recipe([1.0])}, {"arch": "interpreter"}, {"steps": 9}, {"detail": "x"}, {"files": ("a",)}], ids=str
+)
+def test_the_same_bug_keeps_its_id(change):
+    assert finding(**change).id == finding().id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"kernel": "k"}, {"target": "t"}, {"property_name": "masking"}, {"dtype": "fp32"}, {"witness": WITNESS.as_kind("wrong")}],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_bug_has_another_id(change):
+    assert finding(**change).id != finding().id
+
+
+def test_the_data_is_strict_json():
+    assert json.loads(json.dumps(finding().data(), allow_nan=False))["kind"] == "non-finite"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_can_be_raised_as_a_type_of_its_own(kind):
+    raised = broken(finding(witness=WITNESS.as_kind(kind)))
+    assert isinstance(raised, Broken)
+    assert type(raised).__name__.lower() == kind.replace(" ", "").replace("-", "")
+    assert str(raised) == raised.finding.text()
+
+
+# ---- the input in one line
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (recipe([0.0, -110.0]), "V = 2, T = 1, logits = [0, -110]"),
+        (recipe([0.1], temperature=1e-4, dtype="bf16"), "V = 1, T = 0.0001, logits = [0.1]"),
+        (recipe([0.0], [1.0]), "2 rows, V = 1, T = 1, logits = [0] | T = 1, logits = [1]"),
+        (recipe([0.0], layout=Layout(3)), "V = 1, T = 1, logits = [0], Layout(pad=3, step=1, offset=0)"),
+        (recipe([0.0], [0.0], [0.0], [0.0], [0.0]), "5 rows, V = 1, " + " | ".join(["T = 1, logits = [0]"] * 3) + " | … 2 more"),
+        (recipe(list(range(10))), "V = 10, T = 1, logits = [0, 1, 2, 3, 4, 5, 6, 7, …]"),
+    ],
+    ids=["values", "temperature", "two rows", "layout", "many rows", "many values"],
+)
+def test_an_input_is_described_in_one_line(made, text):
+    assert describe(made) == text
+
+
+def test_a_drawn_row_is_described_by_its_parts():
+    row = Row(Background("bell", (0.0, 5.0)), Mask("prefix", 2), ((7, nan), (1, 88.7)))
+    assert (
+        describe(recipe([0.0]).with_(vocab=9, rows=(row,)))
+        == "V = 9, T = 1, logits = bell(0, 5), -inf prefix(2, 0), x[7] = nan, x[1] = 88.7"
+    )

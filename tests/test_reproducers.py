@@ -1,0 +1,252 @@
+"""A reproducer is written whole or not at all, read back or refused in one line, and replays without importing what nobody named."""
+
+import json
+import sys
+
+import pytest
+import torch
+from planted import CPU, LAWS, five_percent_too_much, kernel, recipe, right, trial
+
+from stabcheck import reproducers
+from stabcheck.errors import UsageError
+from stabcheck.recipes import Layout
+from stabcheck.reproducers import find, kernel_of, read, replay, save
+from stabcheck.trial import Trial
+
+START = recipe([0.0, 1.0], temperature=0.5, layout=Layout(3))
+KERNELS = """
+import torch
+
+def good(x, t):
+    z = (x.float() - x.float().amax(-1, keepdim=True)) / t[:, None]
+    return torch.softmax(z.double(), -1).to(x.dtype)
+
+def bad(x, t):
+    return good(x, t) * 1.05
+"""
+
+
+def saved(directory, function=five_percent_too_much, law="accuracy", start=START, **declared):
+    """A saved finding and its file."""
+    examined = trial(function, law, start.dtype, **declared)
+    finding = save(examined.finding(start, examined.examine(start)), examined.kernel, directory)
+    return finding, directory / f"{finding.id}.json"
+
+
+# ---- writing
+
+
+def test_a_saved_finding_reads_back(tmp_path):
+    finding, file = saved(tmp_path)
+    back = read(file)
+    assert (back.id, back.kind, back.property_name, back.dtype) == (finding.id, "wrong", "accuracy", "fp32")
+    assert back.recipe == START
+    assert back.text == finding.text()
+    assert back.target == "planted:five_percent_too_much"
+
+
+def test_it_is_json_a_person_can_read(tmp_path):
+    _, file = saved(tmp_path)
+    data = json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert data["schema"] == "stabcheck-reproducer/1"
+    assert data["text"][0].startswith("BROKEN  accuracy")
+    assert {"torch", "python"} <= set(data["versions"])
+
+
+def test_what_the_kernel_declared_is_kept(tmp_path):
+    _, file = saved(tmp_path, policies={"empty_row": "zeros"}, tile=64, blocks=(64, 128))
+    again = kernel_of(read(file), ["planted"])
+    assert (dict(again.policies), again.tile, tuple(again.blocks)) == ({"empty_row": "zeros"}, 64, (64, 128))
+
+
+def test_nothing_is_overwritten_when_writing_fails(tmp_path, monkeypatch):
+    finding, file = saved(tmp_path)
+    before = file.read_bytes()
+    monkeypatch.setattr(reproducers.os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError):
+        save(finding.with_(detail="other"), kernel(five_percent_too_much), tmp_path)
+    assert file.read_bytes() == before
+
+
+def test_no_temporary_file_is_left(tmp_path):
+    saved(tmp_path)
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".py"]
+
+
+def test_the_same_finding_is_written_to_the_same_file(tmp_path):
+    assert saved(tmp_path)[1] == saved(tmp_path)[1]
+
+
+# ---- reading
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda text: text[: len(text) // 2], "truncated or no JSON"),
+        (lambda text: "", "truncated or no JSON"),
+        (lambda text: "[]", "schema 'list'"),
+        (lambda text: text.replace("stabcheck-reproducer/1", "stabcheck-reproducer/2"), "schema 'stabcheck-reproducer/2'"),
+        (lambda text: text.replace("stabcheck-recipe/1", "stabcheck-recipe/2"), "schema 'stabcheck-recipe/2'"),
+        (lambda text: text.replace('"kernel"', '"colonel"'), "lacks 'kernel'"),
+        (lambda text: text.replace('"recipe"', '"receipt"'), "lacks 'recipe'"),
+        (lambda text: text.replace("0x1.0000000000000p+0", "zzz"), "damaged"),
+        (lambda text: text.replace('"target": "planted:five_percent_too_much"', '"target": 5'), "target"),
+        (lambda text: text.replace("BROKEN", "\x00"), "truncated or no JSON"),
+    ],
+)
+def test_a_bad_file_is_told_in_one_line(tmp_path, damage, told):
+    _, file = saved(tmp_path)
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(UsageError) as error:
+        read(file)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_in_another_encoding_is_told_too(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(UsageError, match="truncated or no JSON"):
+        read(tmp_path / "a.json")
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(UsageError, match=r"cannot read .*none.json: No such file"):
+        read(tmp_path / "none.json")
+
+
+# ---- finding files
+
+
+def test_a_directory_means_all_in_it_but_the_results(tmp_path):
+    _, file = saved(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    assert find(str(tmp_path), []) == [file]
+
+
+def test_an_id_is_looked_for_in_the_directories_in_turn(tmp_path):
+    finding, file = saved(tmp_path / "second")
+    assert find(finding.id, [tmp_path / "first", tmp_path / "second"]) == [file]
+
+
+@pytest.mark.parametrize(("name", "told"), [("abcdef", "no reproducer 'abcdef'"), ("empty", "holds no reproducers")])
+def test_what_is_not_there_is_told(tmp_path, monkeypatch, name, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=told):
+        find(name, [tmp_path])
+
+
+# ---- replaying
+
+
+def replayed(file, allowed=("planted",)):
+    reproducer = read(file)
+    return replay(reproducer, kernel_of(reproducer, allowed), CPU)
+
+
+def test_a_finding_fails_again(tmp_path):
+    finding, file = saved(tmp_path)
+    again = replayed(file)
+    assert (again.id, again.kind, again.recipe) == (finding.id, finding.kind, finding.recipe)
+
+
+@pytest.mark.parametrize("law", ["memory", "layout", "in_place", "routes"])
+def test_findings_of_every_sort_of_law_fail_again(tmp_path, law):
+    """Laws that run other functions of the kernel than the one named."""
+    import planted
+
+    declared = {
+        "in_place": {"in_place": planted.softmaxes_twice_in_place},
+        "routes": {"routes": {"bad": five_percent_too_much}},
+        "memory": {},
+        "layout": {},
+    }[law]
+    function = {"memory": planted.scribbles_on_its_input, "layout": planted.ignores_strides}.get(law, right)
+    _, file = saved(tmp_path, function, law, recipe([0.0, 1.0], [2.0, 3.0]), **declared)
+    assert replayed(file) is not None
+
+
+def test_a_kernel_in_its_place_is_told_fixed(tmp_path):
+    _, file = saved(tmp_path)
+    (tmp_path / "other.py").write_text(KERNELS)
+    assert replayed(file, [f"{tmp_path / 'other.py'}:good"]) is None
+    assert replayed(file, [f"{tmp_path / 'other.py'}:bad"]) is not None
+
+
+def test_a_kernel_in_a_file_replays_by_its_path(tmp_path):
+    from stabcheck.targets import load
+
+    path = tmp_path / "kernels_by_path.py"
+    path.write_text(KERNELS)
+    (loaded,) = load([f"{path}:bad"], "temperature_softmax")
+    examined = Trial(loaded, LAWS["accuracy"], "fp32", CPU)
+    finding = save(examined.finding(START, examined.examine(START)), loaded, tmp_path)
+    assert replayed(tmp_path / f"{finding.id}.json", [str(path)]) is not None
+
+
+@pytest.fixture
+def hidden(tmp_path, monkeypatch):
+    """A module that says when it is imported, and a reproducer that speaks of it."""
+    (tmp_path / "never_named.py").write_text("raise RuntimeError('imported unasked')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    _, file = saved(tmp_path)
+    file.write_text(file.read_text().replace("planted:five_percent_too_much", "never_named:kernel"))
+    return file
+
+
+def test_a_module_that_nobody_named_is_not_imported(hidden):
+    with pytest.raises(UsageError, match=r"never_named:kernel, which is not imported unasked; allow it with --kernels never_named"):
+        kernel_of(read(hidden), [])
+    assert "never_named" not in sys.modules
+
+
+@pytest.mark.parametrize("allowed", [["planted"], ["never_name"], ["never_named_either", "planted"]])
+def test_naming_another_module_does_not_allow_it(hidden, allowed):
+    with pytest.raises(UsageError):
+        kernel_of(read(hidden), allowed)
+    assert "never_named" not in sys.modules
+
+
+@pytest.mark.parametrize("target", ["os:system", "stabcheck.kernels.../os:system", "stabcheck.kernelsx:f", "subprocess:run"])
+def test_a_forged_target_is_refused(tmp_path, target):
+    _, file = saved(tmp_path)
+    file.write_text(file.read_text().replace("planted:five_percent_too_much", target))
+    with pytest.raises(UsageError):
+        kernel_of(read(file), [])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (('"property": "accuracy"', '"property": "acuracy"'), "property 'acuracy'; stabcheck knows"),
+        (('"property": "accuracy"', '"property": "offsets64"'), "needs a GPU"),
+        (('"property": "accuracy"', '"property": "in_place"'), "declares no in_place"),
+        (('"operation": "temperature_softmax"', '"operation": "softmx"'), "unknown operation 'softmx'"),
+    ],
+)
+def test_what_cannot_be_replayed_here_is_told(tmp_path, change, told):
+    _, file = saved(tmp_path)
+    file.write_text(file.read_text().replace(*change))
+    with pytest.raises(UsageError, match=told):
+        replayed(file)
+
+
+def test_a_kernel_that_refuses_the_input_is_no_fix(tmp_path):
+    from stabcheck import UnsupportedInput
+
+    _, file = saved(tmp_path)
+
+    def refuses(x, t):
+        raise UnsupportedInput("not today")
+
+    with pytest.raises(UsageError, match="refuses the input"):
+        replay(read(file), kernel(refuses), CPU)
+
+
+def test_a_replay_changes_no_file(tmp_path):
+    _, file = saved(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    replayed(file)
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert torch.is_tensor(torch.ones(1))

@@ -1,0 +1,170 @@
+"""What is drawn stays within the space, reaches all of it, and shrinks to the simple end."""
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, find, given, settings
+from planted import kernel, right
+
+from stabcheck.errors import UsageError
+from stabcheck.floats import FORMATS, by_name
+from stabcheck.profiles import LIMITS
+from stabcheck.recipes import Background, Layout, Mask, Recipe, Row, from_data, to_data
+from stabcheck.strategies import Space, backgrounds, drawn, edges, masks, recipes, space_for, values, vocab_sizes
+
+QUICK = settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+SMALL = Space("temperature_softmax", "fp32", max_rows=24, max_elements=1 << 15, max_vocab=32768)
+
+
+def smallest(condition, space=SMALL):
+    return find(drawn(space), condition, settings=settings(QUICK, max_examples=2000), random=random.Random(0))
+
+
+# ---- for an outsider
+
+
+@given(recipe=recipes("temperature_softmax", "bf16"))
+@settings(max_examples=20, deadline=None)
+def test_recipes_can_be_given_to_any_test(recipe):
+    assert isinstance(recipe, Recipe)
+    assert recipe.dtype == "bf16"
+
+
+def test_the_package_has_the_strategy_under_its_public_name():
+    """Its module `recipes` takes the place of the attribute as soon as anything imports it."""
+    import stabcheck
+
+    @given(stabcheck.recipes("temperature_softmax"))
+    @settings(max_examples=2, deadline=None)
+    def examine(recipe):
+        assert recipe.vocab
+
+    examine()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"), [(("softmx",), "unknown operation 'softmx'"), (("temperature_softmax", "fp8"), "unknown dtype 'fp8'")]
+)
+def test_wrong_names_are_told_at_once(arguments, told):
+    with pytest.raises(UsageError, match=told):
+        recipes(*arguments)
+
+
+# ---- limits
+
+
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=["GPU", "interpreter"])
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_sizes_respect_the_space(dtype, limits):
+    space = Space("temperature_softmax", dtype, **limits)
+
+    @QUICK
+    @given(drawn(space))
+    def examine(recipe):
+        assert 1 <= recipe.vocab <= space.max_vocab
+        assert recipe.total_rows <= space.max_rows
+        assert recipe.elements <= space.max_elements
+        assert recipe.dtype == dtype
+
+    examine()
+
+
+def test_the_largest_sizes_of_the_space_are_drawn():
+    sizes = []
+    QUICK(given(drawn(SMALL))(lambda recipe: sizes.append(recipe)))()
+    assert max(r.total_rows for r in sizes) > 10
+    assert max(r.vocab for r in sizes) >= 16384
+
+
+def test_values_are_of_the_format():
+    for fmt in FORMATS.values():
+        assert all(fmt.round(v) == v for v in values(fmt))
+        assert all(fmt.round(v) == v for b in backgrounds(fmt) if b.kind in ("constant", "palette") for v in b.values)
+
+
+def test_a_kernel_without_strides_gets_contiguous_rows():
+    @QUICK
+    @given(drawn(Space("temperature_softmax", "fp32", strides=False)))
+    def examine(recipe):
+        assert recipe.layout.contiguous
+
+    examine()
+
+
+def test_zero_temperature_is_drawn_where_it_means_something_and_nowhere_else():
+    def zeros(space):
+        seen = []
+        QUICK(given(drawn(space))(lambda recipe: seen.extend(row.input("temperature") == 0 for row in recipe.rows)))()
+        return sum(seen)
+
+    limits = LIMITS[False]
+    assert zeros(space_for(kernel(right), "fp32", **limits)) == 0
+    assert zeros(space_for(kernel(right, policies={"zero_temperature": "greedy"}), "fp32", **limits)) > 5
+
+
+def test_a_kernel_narrows_its_space():
+    space = space_for(kernel(right, max_vocab=100, blocks=(64,), strides=False), "bf16", **LIMITS[False])
+    assert (space.max_vocab, space.blocks, space.strides, space.dtype) == (100, (64,), False, "bf16")
+
+
+def test_vocabularies_lie_around_powers_and_multiples_of_the_blocks():
+    sizes = set(vocab_sizes(Space("temperature_softmax", "fp32", blocks=(192,))))
+    assert {1, 2, 3, 191, 192, 193, 383, 385, 575, 577, 65535, 65536, 65537, 32000, 128256, 151936, 262144} <= sizes
+
+
+def test_columns_and_masks_lie_at_the_edges_of_blocks():
+    assert {0, 99, 63, 64, 65} <= set(edges(100, (64,)))
+    assert {Mask("prefix", 64), Mask("suffix", 64), Mask("prefix", 99), Mask("all"), Mask("all_but", 99, 1)} <= set(masks(100, (64,)))
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 3, 5])
+def test_masks_and_columns_of_a_tiny_vocabulary_lie_inside(vocab):
+    assert all(0 <= c < vocab for c in edges(vocab, (1024,)))
+    assert all(m.a <= vocab for m in masks(vocab, (1024,)) if m.kind in ("prefix", "suffix"))
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("blocks", [(1024,), (64, 128, 192, 256, 320, 384, 512, 768, 1024, 2048, 4096)], ids=["one block", "many blocks"])
+def test_every_entry_of_every_table_can_be_drawn(dtype, blocks):
+    """A choice is one byte: what stands behind the 256th place would never be drawn."""
+    fmt, space = by_name(dtype), Space("temperature_softmax", dtype, blocks=blocks)
+    tables = [vocab_sizes(space), backgrounds(fmt), values(fmt), masks(70000, blocks), edges(70000, blocks)]
+    assert all(len(table) <= 256 for table in tables)
+
+
+# ---- shrinking
+
+
+def test_the_simplest_recipe_is_one_zero_at_temperature_one():
+    assert smallest(lambda recipe: True) == Recipe("temperature_softmax", "fp32", 1)
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        (lambda r: r.vocab >= 1000, lambda r: r == Recipe("temperature_softmax", "fp32", 1000)),
+        (lambda r: r.total_rows >= 2, lambda r: r.vocab == 1 and len(set(r.rows)) == 1 and r.total_rows <= 3),
+        (lambda r: not r.layout.contiguous, lambda r: r == Recipe("temperature_softmax", "fp32", 1, layout=Layout(1))),
+        (lambda r: r.rows[0].input("temperature") < 1e-3, lambda r: r.rows == (Row(inputs=(("temperature", 1e-4),)),) and r.vocab == 1),
+        (lambda r: r.rows[0].mask.kind == "prefix", lambda r: r.rows == (Row(mask=Mask("prefix", 1)),)),
+        (lambda r: r.rows[0].background.kind == "bits", lambda r: r.vocab == 1 and r.rows == (Row(Background("bits", ())),)),
+        (lambda r: r.rows[0].edits, lambda r: r.vocab == 1 and r.rows == (Row(edits=((0, 0.0),)),)),
+        (lambda r: r.seed > 0, lambda r: r == Recipe("temperature_softmax", "fp32", 1, seed=1)),
+    ],
+    ids=["vocabulary", "rows", "layout", "temperature", "mask", "bits", "edit", "seed"],
+)
+def test_everything_but_the_cause_shrinks_away(condition, expected):
+    found = smallest(condition)
+    assert expected(found), found
+
+
+# ---- what Hypothesis shows
+
+
+def test_a_drawn_recipe_survives_json():
+    @QUICK
+    @given(drawn(SMALL))
+    def examine(recipe):
+        assert repr(from_data(to_data(recipe))) == repr(recipe)
+
+    examine()
