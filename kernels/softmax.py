@@ -17,7 +17,7 @@ import torch
 import triton
 
 import stabcheck
-from stabcheck.errors import UsageError
+from stabcheck.errors import UnsupportedInput, UsageError
 from stabcheck.kernels import softmax_device as device
 
 MAX_SINGLE = 32768  # logits a program can hold in registers
@@ -48,6 +48,7 @@ def softmax(
     Raises
     ------
     UsageError: arguments that do not fit together; the message names the value and the cure.
+    UnsupportedInput: a row too long for the route asked for.
     """
     out = _checked(logits, temperature, out, out_dtype, empty_row, route)
     rows, vocab = logits.shape
@@ -64,7 +65,7 @@ def _choose(rows: int, vocab: int) -> str:
 
     vocab   rows:    32                   128                  512                 2048
       8192     5.1 /  8.7 /    —     6.7 /  7.1 /    —    10.1 / 10.5 /    —    23.4 / 25.9 /    —
-     32000     8.9 / 11.3 / 10.6    11.0 / 13.0 / 12.7    29.3 / 23.0 /    —     100 / 83.5 /    —
+     32000     8.9 / 11.3 / 10.6    11.0 / 13.0 / 12.7    30.2 / 24.1 /    —     100 / 83.5 /    —
     128256       — / 16.9 / 13.3       — / 23.9 / 33.3       — / 83.1 / 107
     At 64 rows of 128256, online has 18.6 and split 19.2.
     """
@@ -142,7 +143,7 @@ def _checked(
     if route != "auto" and route not in _ROUTES:
         raise UsageError(f"unknown route {route!r}; use 'auto', {', '.join(map(repr, _ROUTES))}")
     if route == "single_pass" and vocab > MAX_SINGLE:
-        raise UsageError(f"route 'single_pass' holds up to {MAX_SINGLE} logits but the vocab is {vocab}; use 'online', 'split' or 'auto'")
+        raise UnsupportedInput(f"route 'single_pass' holds up to {MAX_SINGLE} logits but the vocab is {vocab}; use 'online' or 'split'")
     wanted = out_dtype or (dtype if out is None else out.dtype)
     if wanted not in (dtype, torch.float32):
         raise UsageError(f"the output would have dtype {wanted}; use the logits' {dtype} or torch.float32")

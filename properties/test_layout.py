@@ -5,7 +5,7 @@ The memory between and around the rows is NaN, so a kernel that reads it is foun
 """
 
 from stabcheck.laws import law
-from stabcheck.recipes import Layout
+from stabcheck.recipe import Layout
 from stabcheck.variations import relaid
 
 

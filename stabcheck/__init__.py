@@ -16,7 +16,7 @@ _PUBLIC = {
     "kernel": "registry",
     "UsageError": "errors",
     "UnsupportedInput": "errors",
-    "Recipe": "recipes",
+    "Recipe": "recipe",
     "recipes": "strategies",
     "suite": "suites",
     "assert_within_bound": "usage",

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from stabcheck.floats import by_name
-from stabcheck.recipes import Layout, Mask, Recipe, Row
+from stabcheck.recipe import Layout, Mask, Recipe, Row
 
 TAPE_BITS = 20  # places a row may start at
 TAPE_TAIL = 1 << 18  # entries behind the last place: the widest row before the noise repeats
@@ -59,7 +59,8 @@ class Batch:
         """sha256 of the bits of logits and inputs, the same on every device."""
         sha = hashlib.sha256()
         for tensor in self.args:
-            sha.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+            if tensor.numel():
+                sha.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
 
 
@@ -142,7 +143,7 @@ def _fill(
     """Write one archetype's background into its siblings' rows; finite values stay finite in the format."""
     vocab, kind, fmt = recipe.vocab, row.background.kind, by_name(recipe.dtype)
     if kind == "constant":
-        block.fill_(row.background.values[0])
+        block.fill_(fmt.round(row.background.values[0]))
     elif kind == "literal":
         assert values is not None and counts is not None
         block.copy_(values.to(fmt.torch).repeat_interleave(counts, output_size=vocab))
@@ -150,7 +151,7 @@ def _fill(
         block.copy_(_finite_bits(_noise(starts, vocab, "hash"), fmt.name))
     elif kind == "palette":
         assert values is not None
-        block.copy_(values.float()[_noise(starts, vocab, "hash") & 3])
+        block.copy_(values.float().clamp_(-fmt.max, fmt.max)[_noise(starts, vocab, "hash") & 3])
     else:
         origin, step = row.background.values
         x = _noise(starts, vocab, "bell") if kind == "bell" else torch.arange(vocab, device=block.device, dtype=torch.float32)

@@ -77,13 +77,15 @@ def summation_error(columns: int, contract: Contract) -> float:
     A tile is summed by `lanes` threads: each adds its tile/lanes terms one after another, then the lanes are combined as a tree. The
     n = ceil(V/tile) tile sums follow one after another. The height is tile/lanes − 1 + log2(lanes) + n − 1. On a CPU a vector unit walks
     the whole row (torch.softmax does), so there the row is one tile.
-    An online or split kernel rescales a running sum where the maximum grows, at most once at each later tile: one more exponential and
-    product. The scale factors' own exponents telescope into |z| and are in κ. This is part of the contract of every kernel.
+    An online or split kernel rescales a running sum where the maximum grows, at most once at each later tile, and once more where it folds
+    running sums kept side by side: one exponential and one product each. The scale factors' own exponents telescope into |z| and are in κ.
+    This is part of the contract of every kernel.
     """
     profile, later_tiles = contract.profile, math.ceil(columns / contract.tile) - 1
     tile = columns if profile.sums_whole_rows else min(contract.tile, columns)
     height = math.ceil(tile / profile.lanes) - 1 + math.ceil(math.log2(min(profile.lanes, columns))) + later_tiles
-    return (height + later_tiles * (profile.exp + 1)) * U
+    rescalings = later_tiles + (columns > 1)
+    return (height + rescalings * (profile.exp + 1)) * U
 
 
 def rounded(value: torch.Tensor, relative: torch.Tensor, contract: Contract) -> torch.Tensor:

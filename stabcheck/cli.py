@@ -66,7 +66,7 @@ def doctor() -> None:
     """What can run here, and the next command."""
     from stabcheck.doctor import examine
 
-    raise typer.Exit(examine(Console(highlight=False)))
+    raise typer.Exit(examine(Console(highlight=False, soft_wrap=True)))
 
 
 @app.command()
@@ -83,18 +83,22 @@ def mutants(
 
 @app.command()
 def bench(
-    operation: Annotated[str, typer.Argument(help="softmax.")] = "softmax",
+    what: Annotated[str, typer.Argument(help="softmax, or engine: how many examples a second the toolkit itself does.")] = "softmax",
     out: Annotated[Path | None, typer.Option(help="Directory for the JSON and Markdown tables.")] = None,
     peers: Annotated[list[str] | None, typer.Option(help="Only these peers, e.g. --peers 'torch eager'.")] = None,
 ) -> None:
     """Time the kernels beside their peers, the device's copy bandwidth and the floor. Needs a GPU."""
     from stabcheck.bench import bench as measure
     from stabcheck.devices import gpu_available
+    from stabcheck.throughput import measure as measure_engine
 
+    if what == "engine":
+        measure_engine("auto", out, Console(soft_wrap=True))
+        raise typer.Exit(0)
     if not gpu_available():
         print("stabcheck: bench times kernels on a GPU and torch sees none here; run it on a machine with one", file=sys.stderr)
         raise typer.Exit(3)
-    measure(operation, out_dir=out, peers=tuple(peers) if peers else None, console=Console())
+    measure(what, out_dir=out, peers=tuple(peers) if peers else None, console=Console())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

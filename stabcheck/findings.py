@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stabcheck.floats import FP32, Format, by_name
-from stabcheck.recipes import Background, Recipe, Row
+from stabcheck.recipe import Background, Recipe, Row
 from stabcheck.verdicts import ANY_FINITE, KINDS, Witness
 
 UNSTABLE_HINT = """within the scale-first bound, and right once the maximum is subtracted

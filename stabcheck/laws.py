@@ -24,7 +24,7 @@ from stabcheck.errors import UnsupportedInput
 from stabcheck.floats import by_name
 from stabcheck.operations import operation
 from stabcheck.operations.base import Expected, Operation
-from stabcheck.recipes import Recipe
+from stabcheck.recipe import Recipe
 from stabcheck.registry import Function, Kernel
 from stabcheck.verdicts import Comparison
 

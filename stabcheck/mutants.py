@@ -66,7 +66,7 @@ def run_mutants(only: Sequence[str], device: str, report_dir: Path, console: Con
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("mutants", total=sum(len(k.mutant.killed_by) for k in chosen.values() if k.mutant))
         listener = Listener(lambda: progress.advance(task))
-        select = ["-k", " or ".join(f"-{k.name}-" for k in chosen.values())] if only else []
+        select = ["-k", " or ".join(f"{k.operation}-{k.name}-" for k in chosen.values())] if only else []
         shown = collect_reports(MUTANTS, name, report_dir / "mutants", select, listener)
     if not listener.reports or any(r["outcome"] == "failed" and not r["findings"] for r in listener.reports):
         console.print(shown, markup=False)  # the suites themselves broke: show why

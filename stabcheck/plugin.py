@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ class Session:
         try:
             return list(self.items(collector, name, obj))
         except UsageError as error:
-            raise pytest.UsageError(str(error)) from error
+            raise collector.CollectError(str(error)) from None  # shown as it stands, without a traceback
 
     def items(self, collector: Any, name: str, obj: Any) -> Iterator[Any]:
         device = self.device()
@@ -107,12 +108,16 @@ class Session:
         chosen = [law for law in laws.values() if law.name in (obj.properties or laws)]
         return items_for(collector, name, chosen, [obj.kernel], device, self.profile, self.report_dir)
 
+    def pytest_collection_finish(self) -> None:
+        if self._resolved is not None:
+            gc.freeze()  # torch's and pytest's objects live to the end; walking them again and again costs a tenth of a run
+
     def pytest_report_collectionfinish(self, config: pytest.Config) -> list[str]:
         if self._resolved is None:
             return []
         from stabcheck.summary import header
 
-        return [header(self._resolved, self.profile)]
+        return [header(str(self._resolved), self.profile)]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         from stabcheck.results import read
@@ -131,9 +136,11 @@ class Session:
         if not self.results:
             return
         from stabcheck.results import write
-        from stabcheck.summary import lines
+        from stabcheck.summary import header, lines
 
         terminalreporter.section("stabcheck")
+        if self._resolved is None:  # under xdist nothing is collected here
+            terminalreporter.write_line(header(self.results[0]["device"], self.profile))
         for line in lines(self.results, self.profile):
             terminalreporter.write_line(line)
         path = write(self.results, self.report_dir, self.profile)

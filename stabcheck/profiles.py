@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from stabcheck.errors import UsageError
 
 EXAMPLES = {"cpu": 10, "gpu": 100, "gate": 50, "soak": 2000}
 # by "on a GPU": rows, elements and columns of one batch; the interpreter runs every program of a launch in turn, in Python
@@ -29,6 +32,13 @@ def register() -> None:
             print_blob=False,
             **extra,
         )
+
+
+def check_profile(name: str) -> None:
+    """Raise UsageError for a profile nobody registered; profiles of a project's conftest.py are pytest's to find."""
+    register()
+    if name and not _known(name) and not Path("conftest.py").exists():
+        raise UsageError(f"unknown profile {name!r}; use one of {', '.join(EXAMPLES)}, or register it in conftest.py")
 
 
 def settings_for(profile: str | None, on_gpu: bool, weight: float) -> Any:

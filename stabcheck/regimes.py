@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from stabcheck.floats import Format, by_name
-from stabcheck.recipes import Recipe, Row
+from stabcheck.recipe import Recipe, Row
 
 Rule = Callable[[Recipe, Row, Format], bool]
 

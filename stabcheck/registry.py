@@ -65,8 +65,7 @@ class Kernel:
     @property
     def target(self) -> str:
         """Where the function lives, as `module:name` or `path/to/file.py:name`; what a reproducer records."""
-        module = self.function.__module__
-        return f"{FILES.get(module, module)}:{getattr(self.function, '__qualname__', self.name)}"
+        return target_of(self.function, self.name)
 
     @property
     def id(self) -> str:
@@ -76,6 +75,12 @@ class Kernel:
 
 FILES: dict[str, str] = {}  # modules loaded from a file by path: module name -> path as the user gave it
 _REGISTERED: dict[str, Kernel] = {}
+
+
+def target_of(function: Function, name: str = "") -> str:
+    """Where a function lives; `name` for one that has none."""
+    module = str(getattr(function, "__module__", ""))
+    return f"{FILES.get(module, module)}:{getattr(function, '__qualname__', name)}"
 
 
 def kernel(operation: str, *, name: str | None = None, dtypes: Iterable[str] = DTYPES, **declared: Any) -> Callable[[F], F]:
@@ -103,18 +108,33 @@ def kernel(operation: str, *, name: str | None = None, dtypes: Iterable[str] = D
 
 def make_kernel(operation: str, function: Function, *, name: str | None = None, dtypes: Iterable[str] = DTYPES, **declared: Any) -> Kernel:
     """A checked `Kernel` that is not registered; `kernel` and `suite` are built on it."""
-    dtypes = tuple(dtypes)
     _check(callable(function), f"kernel {function!r} is not callable; pass the function that launches it")
-    for dtype in dtypes:
-        _check(dtype in DTYPES, f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
+    _check(not isinstance(dtypes, str), f"dtypes is {dtypes!r}; pass a list, e.g. [{dtypes!r}]")
     fields = Kernel.__dataclass_fields__
     for key in declared:
         _check(key in fields, f"a kernel has no field {key!r}; it has {', '.join(fields)}")
     called = name or str(getattr(function, "__name__", "kernel"))
-    made = Kernel(name=called, operation=operation, function=function, dtypes=dtypes, **declared)
+    made = Kernel(name=called, operation=operation, function=function, dtypes=tuple(dtypes), **declared)
+    _check_declared(made)
+    return made
+
+
+def _check_declared(made: Kernel) -> None:
+    """Raise UsageError for a value no kernel can have."""
+    from stabcheck.operations import operation  # late: it imports torch, which the pytest plugin must not
+
+    known = operation(made.operation).policies
+    _check(bool(made.dtypes), "dtypes is empty; name at least one dtype the kernel supports")
+    for dtype in made.dtypes:
+        _check(dtype in DTYPES, f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
+    for policy, answer in made.policies.items():
+        _check(answer in known.get(policy, ()), f"unknown policy {policy}={answer!r}; {made.operation} has {dict(known)}")
     _check(made.error_model in ERROR_MODELS, f"unknown error_model {made.error_model!r}; use one of {', '.join(ERROR_MODELS)}")
     _check(made.output in ("input", "fp32"), f"unknown output {made.output!r}; use 'input' or 'fp32'")
-    return made
+    _check(made.tile >= 1, f"tile is {made.tile}; pass the number of elements summed as one tree, at least 1")
+    _check(bool(made.blocks) and min(made.blocks) >= 1, f"blocks is {made.blocks!r}; pass at least one positive block size")
+    for role, function in (("in_place", made.in_place), *made.routes.items()):
+        _check(function is None or callable(function), f"{role} is {function!r}, not callable; pass a function")
 
 
 def registered(modules: Iterable[str] | None = None) -> list[Kernel]:

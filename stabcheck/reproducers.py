@@ -14,13 +14,15 @@ from stabcheck.devices import Device, describe, versions
 from stabcheck.errors import UsageError
 from stabcheck.findings import Finding
 from stabcheck.laws import all_laws
-from stabcheck.recipes import Recipe, from_data, to_data
-from stabcheck.registry import Kernel, make_kernel
+from stabcheck.operations import operation
+from stabcheck.recipe import Recipe, from_data, to_data
+from stabcheck.registry import Kernel, make_kernel, target_of
 from stabcheck.scripts import script
-from stabcheck.targets import BUILT_IN, load
+from stabcheck.targets import BUILT_IN, function_of, load
 from stabcheck.trial import Trial
 
 SCHEMA = "stabcheck-reproducer/1"
+FIELDS = ("id", "kernel", "target", "operation", "declared", "in_place", "routes", "property", "dtype", "kind")
 DECLARED = ("dtypes", "output", "error_model", "tile", "blocks", "max_vocab", "strides", "batch_invariant", "policies")
 
 
@@ -36,6 +38,8 @@ class Reproducer:
     property_name: str
     dtype: str
     kind: str
+    in_place: str | None
+    routes: dict[str, str]
     recipe: Recipe
     text: str
 
@@ -52,6 +56,8 @@ def save(finding: Finding, kernel: Kernel, directory: Path) -> Finding:
         "target": finding.target,
         "operation": kernel.operation,
         "declared": {name: _plain(getattr(kernel, name)) for name in DECLARED},
+        "in_place": target_of(kernel.in_place) if kernel.in_place else None,
+        "routes": {name: target_of(function) for name, function in kernel.routes.items()},
         "property": finding.property_name,
         "dtype": finding.dtype,
         "kind": finding.kind,
@@ -78,7 +84,9 @@ def read(path: Path) -> Reproducer:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise UsageError(f"{path} has schema {found!r}; this version reads {SCHEMA!r}: use the stabcheck that wrote it")
     try:
-        fields = {name: data[name] for name in ("id", "kernel", "target", "operation", "declared", "property", "dtype", "kind")}
+        fields = {name: data[name] for name in FIELDS}
+        if not all(isinstance(fields[name], str) for name in ("id", "kernel", "target", "operation", "property", "dtype", "kind")):
+            raise TypeError("text where it should have some: id, kernel, target, operation, property, dtype or kind")
         fields["property_name"] = fields.pop("property")
         return Reproducer(**fields, recipe=from_data(data["recipe"]), text="\n".join(data["text"]))
     except (KeyError, TypeError) as error:
@@ -104,24 +112,28 @@ def find(name: str, directories: Iterable[Path]) -> list[Path]:
 
 
 def kernel_of(reproducer: Reproducer, allowed: Iterable[str]) -> Kernel:
-    """The kernel a reproducer speaks of. Imports nothing but stabcheck's own kernels and the targets the user allowed."""
+    """The kernel a reproducer speaks of, or the one that stands in for it: a single allowed `module:function`.
+
+    Imports nothing but stabcheck's own kernels and the targets the user allowed. Raises UsageError for any other.
+    """
     allowed = list(allowed)
+    if len(allowed) == 1 and ":" in allowed[0]:
+        return load(allowed, reproducer.operation)[0]
     place, _, name = reproducer.target.partition(":")
     own = place == BUILT_IN or place.startswith(BUILT_IN + ".")
     if not own and not any(place == a.partition(":")[0] or place.startswith(a + ".") for a in allowed):
-        if len(allowed) == 1 and ":" in allowed[0]:  # another kernel of the same operation put in its place
-            return load(allowed, reproducer.operation)[0]
-        raise UsageError(
-            f"reproducer {reproducer.id} is about {reproducer.target}, which is not imported unasked; allow it with --kernels {place}"
-        )
+        what = f"reproducer {reproducer.id} is about {reproducer.target}"
+        raise UsageError(f"{what}, which is not imported unasked; allow it with --kernels {place}")
     try:
         for kernel in load([place]):
             if (kernel.name, kernel.operation) == (reproducer.kernel, reproducer.operation):
                 return kernel
     except UsageError:
         pass  # nothing registered there: the function itself may do
-    function = load([f"{place}:{name}"], reproducer.operation)[0].function
-    return make_kernel(reproducer.operation, function, name=reproducer.kernel, **reproducer.declared)
+    in_place = function_of(reproducer.in_place) if reproducer.in_place else None
+    routes = {route: function_of(target) for route, target in reproducer.routes.items()}
+    function, declared = function_of(f"{place}:{name}"), reproducer.declared
+    return make_kernel(reproducer.operation, function, name=reproducer.kernel, in_place=in_place, routes=routes, **declared)
 
 
 def replay(reproducer: Reproducer, kernel: Kernel, device: Device | None = None) -> Finding | None:
@@ -130,6 +142,9 @@ def replay(reproducer: Reproducer, kernel: Kernel, device: Device | None = None)
     if reproducer.property_name not in laws:
         known = ", ".join(laws)
         raise UsageError(f"reproducer {reproducer.id} is about the property {reproducer.property_name!r}; stabcheck knows {known}")
+    given, wanted = [n for n, _ in reproducer.recipe.rows[0].inputs], [i.name for i in operation(kernel.operation).inputs]
+    if given != wanted:
+        raise UsageError(f"reproducer {reproducer.id} gives {given} but {kernel.operation} takes {wanted}; restore the file")
     device = device or describe("cpu")
     law = laws[reproducer.property_name]
     if why := law.why_not(kernel, device):

@@ -11,18 +11,19 @@ from typing import Any
 import torch
 
 from stabcheck.devices import describe
+from stabcheck.errors import UsageError
 from stabcheck.findings import Finding
-from stabcheck.laws import Case
-from stabcheck.recipes import Recipe
+from stabcheck.laws import Case, KernelFault
+from stabcheck.recipe import Recipe
 from stabcheck.registry import Kernel
+from stabcheck.variations import run_in_place
+from stabcheck.verdicts import summarise
 
 MOST_RUNS = 2000
-NEEDS_STABCHECK = {"memory", "offsets64", "graph_replay", "isolation"}  # their evidence is more than one call's output
 
-TEMPLATE = '''"""{text}
-
-Usage: python {name} [MODULE:FUNCTION | FILE.py:FUNCTION]      exit status: 0 right, 1 still wrong
-"""
+TEMPLATE = '''{text}
+#
+# Usage: python {name} [MODULE:FUNCTION | FILE.py:FUNCTION]      exit status: 0 right, 1 still wrong
 import importlib, importlib.util, os, sys
 
 import torch
@@ -72,29 +73,32 @@ TWICE = """function = kernel(sys.argv[1] if len(sys.argv) > 1 else {target!r})
 runs = [function(logits.to(DEVICE), {args}).double().cpu() for _ in range(20)]
 got = runs[0]
 expected, bound = next((r for r in runs if not torch.equal(r, got)), got), torch.zeros_like(bound)"""
-WITH_STABCHECK = '''"""{text}
-
-The evidence of this law is more than one call's output, so the script asks stabcheck itself.
-"""
+WITH_STABCHECK = """{text}
+#
+# The evidence of this law is more than one call's output, so the script asks stabcheck itself.
+# Usage: python {name} [MODULE:FUNCTION | FILE.py:FUNCTION]      exit status: 0 right, 1 still wrong
 import sys
+from pathlib import Path
 
 from stabcheck.cli import main
 
-sys.exit(main(["replay", {data!r}, *sys.argv[1:]]))
-'''
+kernel = sys.argv[1] if len(sys.argv) > 1 else {place!r}
+sys.exit(main(["replay", str(Path(__file__).with_name({data!r})), "--kernels", kernel]))
+"""
 
 
 def script(finding: Finding, kernel: Kernel) -> str:
     """The text of the standalone script of a finding."""
     case = Case(kernel, describe(finding.on), finding.recipe)
-    logits = case.batch.logits
-    if finding.property_name in NEEDS_STABCHECK or not logits.numel() or _longest(logits) > MOST_RUNS:
-        return WITH_STABCHECK.format(text=finding.text(), data=finding.files[0])
+    logits, text = case.batch.logits, "\n".join(f"# {line}".rstrip() for line in finding.text().splitlines())
+    if not logits.numel() or _longest(logits) > MOST_RUNS or not _one_call_shows(finding, case):
+        place = finding.target.partition(":")[0]
+        return WITH_STABCHECK.format(text=text, name=f"repro_{finding.id}.py", place=place, data=f"{finding.id}.json")
     expected = case.expected
     bound = expected.bound if expected.free is None else expected.bound.masked_fill(expected.free, torch.inf)
     inputs = "\n".join(f"{name} = torch.tensor({v.tolist()!r}, dtype={v.dtype})" for name, v in case.batch.inputs.items())
     return TEMPLATE.format(
-        text=finding.text(),
+        text=text,
         name=f"repro_{finding.id}.py",
         dtype=str(logits.dtype).removeprefix("torch."),
         logits=_literal(logits),
@@ -103,6 +107,17 @@ def script(finding: Finding, kernel: Kernel) -> str:
         bound=_literal(bound.expand_as(expected.value)),
         call=_call(finding, kernel, finding.recipe),
     )
+
+
+def _one_call_shows(finding: Finding, case: Case) -> bool:
+    """Whether the call a script makes is wrong by itself; the laws on memory and the like look at more than one output."""
+    if finding.property_name == "determinism":
+        return True
+    try:
+        got = run_in_place(case) if finding.property_name == "in_place" else case.run()
+    except (KernelFault, UsageError):
+        return True
+    return summarise([case.against_reference(got)])[0].failed > 0
 
 
 def _call(finding: Finding, kernel: Kernel, recipe: Recipe) -> str:

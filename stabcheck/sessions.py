@@ -13,6 +13,7 @@ from rich.console import Console
 
 from stabcheck.devices import describe, prepare
 from stabcheck.errors import UsageError
+from stabcheck.profiles import check_profile
 from stabcheck.targets import BUILT_IN, load
 
 COULD_NOT_RUN = 3
@@ -24,6 +25,7 @@ def run_suites(targets: Sequence[str], operation: str, device: str, profile: str
     """Run the property suites on some targets in one pytest session; returns the exit code."""
     targets = list(targets) or [BUILT_IN]
     name = prepare(device)
+    check_profile(profile)
     load(targets, operation or None)  # a wrong target is told in one line, before pytest starts
     arguments = [*COMMON, "-q", f"--rootdir={Path.cwd()}", f"--stabcheck-kernels={','.join(targets)}", f"--stabcheck-device={name}"]
     arguments += [f"--stabcheck-report-dir={report_dir}", *_optional("--stabcheck-operation", operation)]

@@ -18,7 +18,7 @@ from stabcheck.batches import Batch, empty_layout
 from stabcheck.findings import Finding
 from stabcheck.laws import Case
 from stabcheck.operations import operation
-from stabcheck.recipes import Background, Recipe, Row
+from stabcheck.recipe import Background, Recipe, Row
 from stabcheck.simpler import PASSES, Hints, State, fewer_rows
 from stabcheck.trial import Outcome, Trial
 

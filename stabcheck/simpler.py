@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from stabcheck.operations.base import Input
-from stabcheck.recipes import Layout
+from stabcheck.recipe import Layout
 
 FEW = 48  # stretches of equal columns, or distinct values, worth treating one by one
 
@@ -59,7 +59,7 @@ def fewer_rows(state: State, hints: Hints) -> Iterator[State]:
         return
     row = min(hints.row, n - 1)
     yield replace(state.rows([row]), seed=state.seed + row * hints.seed_step)
-    if not hints.row_local:
+    if not hints.row_local and n > 2:
         yield state.rows(list(range(max(row - 1, 0), row + 1)))
         yield state.rows(list(range(row, min(row + 2, n))))
     for start, stop in _spans(n):
@@ -88,11 +88,12 @@ def few_columns(state: State, hints: Hints) -> Iterator[State]:
 
 
 def fewer_columns(state: State, hints: Hints) -> Iterator[State]:
-    """Without the whole, a half, a quarter, … of a stretch of equal columns, or of the row where it is too varied for that."""
+    """Without a half, a quarter, … of the row, or of a stretch of equal columns."""
     vocab = state.logits.shape[1]
-    cuts = [(stop - cut, stop) for start, stop in state.stretches() for cut in _halves(stop - start)]
-    if len(cuts) > FEW * 8:
-        cuts = list(_spans(vocab, pieces=FEW))
+    cuts = list(_spans(vocab, pieces=FEW))
+    stretches = state.stretches()
+    if len(stretches) <= 4 * FEW:
+        cuts += [(stop - cut, stop) for start, stop in stretches for cut in _halves(stop - start)]
     index = torch.arange(vocab, device=state.logits.device)
     for start, stop in sorted(cuts, key=lambda c: c[0] - c[1]):
         if stop - start < vocab:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from stabcheck.floats import Format, by_name
 from stabcheck.operations import operation
-from stabcheck.recipes import FANS, Background, Layout, Mask, Recipe, Row
+from stabcheck.recipe import FANS, Background, Layout, Mask, Recipe, Row
 from stabcheck.registry import Kernel
 
 T = TypeVar("T")

@@ -7,20 +7,18 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from stabcheck.devices import Device, versions
+from stabcheck.devices import versions
 from stabcheck.regimes import ALL
 
 WIDTH = 80
 Results = list[dict[str, Any]]
 
 
-def header(device: Device, profile: str | None) -> str:
-    """One line: device, arch, versions, interpreter or not, profile."""
-    v = versions()
-    how = "" if device.is_gpu else ": logic only, not the GPU's arithmetic"
-    return (
-        f"stabcheck: {device}{how} · profile {profile or ('gpu' if device.is_gpu else 'cpu')} · torch {v['torch']} · triton {v['triton']}"
-    )
+def header(device: str, profile: str | None) -> str:
+    """One line: device, arch, interpreter or not, profile, versions."""
+    v, interpreted = versions(), "interpreter" in device
+    how = ": logic only, not the GPU's arithmetic" if interpreted else ""
+    return f"stabcheck: {device}{how} · profile {profile or ('cpu' if interpreted else 'gpu')} · torch {v['torch']} · triton {v['triton']}"
 
 
 def lines(results: Results, profile: str | None) -> Iterator[str]:

@@ -9,6 +9,7 @@ path/to/kernels.py[:name]   the same in a file
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 from stabcheck.errors import UsageError
-from stabcheck.registry import FILES, Kernel, make_kernel, registered
+from stabcheck.registry import FILES, Function, Kernel, make_kernel, registered
 
 BUILT_IN = "stabcheck.kernels"
 
@@ -34,7 +35,7 @@ def load(targets: Iterable[str], operation: str | None = None) -> list[Kernel]:
 
 def _load(target: str, operation: str | None) -> list[Kernel]:
     place, _, name = target.partition(":")
-    modules = _import(place, target)
+    modules = _import(place, target, deep=not name)
     kernels = registered(m.__name__ for m in modules)
     if not name:
         if not kernels:
@@ -44,29 +45,42 @@ def _load(target: str, operation: str | None) -> list[Kernel]:
     named = [k for k in kernels if name in (k.name, k.function.__name__)]
     if named:
         return named
-    function = getattr(modules[0], name, None)
-    if not callable(function):
-        raise UsageError(f"{place} has no function {name!r}; it has {', '.join(k.name for k in kernels) or 'no kernels'}")
+    function = _function(modules[0], place, name)
     if operation is None:
         raise UsageError(f"{target} is not registered; say what it computes, e.g. --operation temperature_softmax")
     return [make_kernel(operation, function)]
 
 
-def _import(place: str, target: str) -> list[ModuleType]:
-    """The module, and for a package its submodules but for mutants."""
+def function_of(target: str) -> Function:
+    """The function behind `module:name` or `file.py:name`. Raises UsageError if it cannot be imported or is not there."""
+    place, _, name = target.partition(":")
+    return _function(_import(place, target, deep=False)[0], place, name)
+
+
+def _function(module: ModuleType, place: str, name: str) -> Function:
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = ", ".join(k.name for k in registered([module.__name__])) or "no kernels"
+        raise UsageError(f"{place} has no function {name!r}; it has {known}")
+    return function  # type: ignore[no-any-return]
+
+
+def _import(place: str, target: str, deep: bool) -> list[ModuleType]:
+    """The module, and if deep, for a package, its submodules but for mutants."""
     try:
         module = _from_file(place) if place.endswith(".py") else importlib.import_module(place)
     except UsageError:
         raise
-    except Exception as error:  # a user's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a user's module may raise anything while it is imported
         cure = (
             "check the path" if place.endswith(".py") else "install it or run where it can be imported; a file is given as path/to/file.py"
         )
-        raise UsageError(f"cannot import {target}: {type(error).__name__}: {error}; {cure}") from error
+        told = " ".join(str(error).split())
+        raise UsageError(f"cannot import {target}: {type(error).__name__}: {told}; {cure}") from error
     modules = [module]
-    for sub in pkgutil.iter_modules(getattr(module, "__path__", ())):
+    for sub in pkgutil.iter_modules(getattr(module, "__path__", ()) if deep else ()):
         if sub.name != "mutants" and not sub.name.startswith("_"):
-            modules += _import(f"{module.__name__}.{sub.name}", target)
+            modules += _import(f"{module.__name__}.{sub.name}", target, deep)
     return modules
 
 
@@ -74,7 +88,7 @@ def _from_file(place: str) -> ModuleType:
     path = Path(place)
     if not path.is_file():
         raise UsageError(f"no file {place}; check the path")
-    name = "stabcheck_file_" + "_".join(path.resolve().with_suffix("").parts[-2:]).replace("-", "_")
+    name = f"stabcheck_file_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

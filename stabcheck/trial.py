@@ -13,7 +13,7 @@ from stabcheck.devices import Device
 from stabcheck.errors import UnsupportedInput
 from stabcheck.findings import Broken, Finding, broken
 from stabcheck.laws import Case, KernelFault, Law
-from stabcheck.recipes import Recipe
+from stabcheck.recipe import Recipe
 from stabcheck.regimes import regimes
 from stabcheck.registry import Kernel
 from stabcheck.verdicts import Comparison, Summary, Witness, failing_rows, summarise, witness

@@ -17,6 +17,7 @@ from stabcheck.errors import UsageError
 from stabcheck.floats import FORMATS, name_of
 from stabcheck.operations import operation as find_operation
 from stabcheck.operations.base import Expected
+from stabcheck.registry import ERROR_MODELS
 from stabcheck.verdicts import Comparison, agreement, witness
 
 
@@ -49,7 +50,9 @@ def reference(
     for name, answer in (policies or {}).items():
         if answer not in wanted.get(name, ()):
             raise UsageError(f"unknown policy {name}={answer!r}; {operation} has {wanted}")
-    if logits.ndim != 2 or len(inputs) != len(op.inputs) or any(i.shape != logits.shape[:1] for i in inputs):
+    if error_model not in ERROR_MODELS:
+        raise UsageError(f"unknown error_model {error_model!r}; use one of {', '.join(ERROR_MODELS)}")
+    if logits.ndim != 2 or not logits.shape[1] or len(inputs) != len(op.inputs) or any(i.shape != logits.shape[:1] for i in inputs):
         given = ", ".join(str(list(t.shape)) for t in (logits, *inputs))
         raise UsageError(f"{operation} takes {op.summary.partition(' ->')[0]}; got shapes {given}")
     fmt = FORMATS[name_of(output or logits.dtype)]
@@ -64,8 +67,11 @@ def assert_within_bound(operation: str, got: torch.Tensor, logits: torch.Tensor,
     Raises
     ------
     AssertionError: naming the worst element, what was expected there and its bound.
+    UsageError: a result of another shape, and as in `reference`.
     """
     exact = reference(operation, logits, *inputs, output=got.dtype, **declared)  # type: ignore[arg-type]
+    if got.shape != logits.shape:
+        raise UsageError(f"the result has shape {list(got.shape)} for logits of shape {list(logits.shape)}; pass the kernel's output")
     comparison = Comparison(got, exact.value, exact.bound, exact.free)
     failed = int(agreement(comparison).sum())
     if failed:

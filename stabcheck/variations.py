@@ -8,7 +8,7 @@ import torch
 
 from stabcheck.batches import Batch, empty_layout
 from stabcheck.laws import Case, KernelFault
-from stabcheck.recipes import Layout
+from stabcheck.recipe import Layout
 
 SHIFT_EXPONENTS = 28  # common offsets of ±2^0 … ±2^27, past 1e8
 

@@ -88,10 +88,11 @@ def _counts(c: Comparison) -> torch.Tensor:
     within = error <= c.bound
     ill = torch.zeros_like(within) if isinstance(c.bound, float) else (c.bound > c.expected.abs()).expand(error.shape)
     free = torch.zeros_like(within) if c.free is None else c.free.expand(error.shape)
-    worst = error.div_(c.bound).masked_fill_(ill | free, 0.0).nan_to_num_(0.0, 0.0, 0.0).amax()
+    used = error.div_(c.bound).masked_fill_(ill, 0.0)
     if c.free is not None:
-        within, ill = within | free, ill & ~free
-    return torch.cat([torch.stack([within, ill, free]).flatten(1).sum(-1).double(), worst[None]])
+        within, ill, used = within | free, ill & ~free, used.masked_fill_(free, 0.0)
+    counts = torch.stack([within, ill, free]).flatten(1).sum(-1)
+    return torch.cat([counts, used.nan_to_num_(0.0, 0.0, 0.0).amax()[None]])  # cat takes the counts to fp64
 
 
 def _summary(c: Comparison, row: list[float]) -> Summary:
@@ -128,7 +129,8 @@ def failing_rows(c: Comparison) -> torch.Tensor:
 def witness(c: Comparison) -> Witness:
     """Pick the worst element of a failed comparison: non-finite first, then the largest error over bound."""
     failed = agreement(c)
-    got, expected, bound = (torch.as_tensor(t, device=failed.device).double().expand(failed.shape) for t in (c.got, c.expected, c.bound))
+    wide = (torch.as_tensor(t, dtype=torch.float64, device=failed.device) for t in (c.got, c.expected, c.bound))
+    got, expected, bound = (t.expand(failed.shape) for t in wide)
     severity = (got - expected).abs() / bound.clamp(min=2.0**-1000)
     severity = torch.where(failed, severity.nan_to_num(2.0**1001, 2.0**1000), -1.0)
     place = int(severity.argmax())

@@ -18,17 +18,15 @@ pytest_plugins = ["pytester"]
 
 @pytest.fixture
 def at_home(monkeypatch):
-    """Leaves the environment, the registry of kernels and the randomness of this process as they were, whatever a nested session does."""
+    """Leaves the environment and the randomness of this process as they were, whatever a nested session does."""
     import triton
     from hypothesis import configuration, core
 
-    from stabcheck import items, mutants, registry, summary
+    from stabcheck import items, mutants, summary
 
     assert triton and items and mutants and summary  # imported here, or nested sessions would import them anew and forget them
     monkeypatch.setattr(core, "global_force_seed", None)
     monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "0"))
-    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
-    monkeypatch.setattr(registry, "FILES", dict(registry.FILES))
     yield
     configuration.set_hypothesis_home_dir(None)
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from stabcheck.devices import describe
 from stabcheck.findings import Broken
 from stabcheck.laws import all_laws
-from stabcheck.recipes import Background, Layout, Recipe, Row
+from stabcheck.recipe import Background, Layout, Recipe, Row
 from stabcheck.registry import make_kernel
 from stabcheck.strategies import drawn, space_for
 from stabcheck.trial import Trial

@@ -10,7 +10,7 @@ from planted import inf, logits_of, nan, recipe
 
 from stabcheck.batches import empty_layout, materialise
 from stabcheck.floats import FORMATS, by_name
-from stabcheck.recipes import BACKGROUNDS, FANS, MASKS, Background, Layout, Mask, Recipe, Row, from_data
+from stabcheck.recipe import BACKGROUNDS, FANS, MASKS, Background, Layout, Mask, Recipe, Row, from_data
 from stabcheck.strategies import recipes
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -243,9 +243,10 @@ def test_no_siblings_make_an_empty_batch():
     assert batch.inputs["temperature"].shape == (0,)
 
 
-@pytest.mark.parametrize("kind", [b for b in BACKGROUNDS if b != "literal"])
-def test_one_column_is_enough_for_every_background(kind):
-    assert materialise(one(Background(kind, (1.0, 1.0, 1.0, 1.0)), vocab=1, siblings=2)).logits.shape == (2, 1)
+@pytest.mark.parametrize(("kind", "values"), [("constant", 1), ("palette", 4), ("bell", 2), ("ramp", 2), ("bits", 0)])
+@pytest.mark.parametrize("fan", FANS)
+def test_one_column_is_enough_for_every_background_and_fan(kind, values, fan):
+    assert materialise(one(Background(kind, (1.0,) * values), vocab=1, siblings=2, fan=fan)).logits.shape == (2, 1)
 
 
 def test_rows_wider_than_the_noise_are_filled_to_the_end():
@@ -253,17 +254,22 @@ def test_rows_wider_than_the_noise_are_filled_to_the_end():
     assert x[0, 262_144:].std() > 0.5
 
 
-# ---- what the other tests build on
-
-
 def test_picked_rows_are_those_of_the_batch():
     batch = materialise(recipe([1, 2], [3, 4], temperature=[1.0, 2.0])).pick(slice(1, 2))
     assert (batch.logits.tolist(), batch.inputs["temperature"].tolist()) == ([[3.0, 4.0]], [2.0])
 
 
-def test_a_clone_shares_no_memory_and_is_contiguous():
-    batch = materialise(one(layout=Layout(3), siblings=2))
-    clone = batch.clone()
-    clone.logits.fill_(9.0)
-    assert clone.logits.is_contiguous()
-    assert (batch.logits == 0).all()
+def test_the_smallest_input_is_known_without_asking_the_device():
+    batch = materialise(recipe([1, 2], [3, 4], temperature=[1.0, 0.5]))
+    assert batch.known == {"temperature": 0.5}
+    assert batch.pick(slice(0, 1)).smallest("temperature") == 1.0
+
+
+@pytest.mark.parametrize("temperature", [0.0, nan, -1.0], ids=str)
+def test_a_temperature_that_a_policy_rules_is_known(temperature):
+    batch = materialise(recipe([1], [1], temperature=[1.0, temperature]))
+    assert str(batch.smallest("temperature")) == str(temperature)
+
+
+def test_an_empty_batch_has_a_digest():
+    assert materialise(one(siblings=0)).digest() == materialise(one(siblings=0)).digest()

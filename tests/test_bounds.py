@@ -72,14 +72,19 @@ def test_next_to_nothing_is_granted_for_flushing_where_nothing_is_subnormal():
 
 
 @pytest.mark.parametrize(
-    ("columns", "height", "rescalings"), [(1, 0, 0), (2, 1, 0), (3, 2, 0), (1024, 10, 0), (1025, 11, 1), (4096, 13, 3)]
+    ("columns", "height", "rescalings"),
+    [(1, 0, 0), (2, 1, 1), (3, 2, 1), (128, 7, 1), (1024, 7 + 7, 1), (1025, 7 + 7 + 1, 2), (4096, 7 + 7 + 3, 4)],
 )
-def test_summation_errs_by_the_height_of_its_tree_and_a_rescaling_for_each_later_tile(columns, height, rescalings):
+def test_on_a_gpu_a_sum_errs_by_its_lanes_their_tree_and_a_rescaling_for_each_tile(columns, height, rescalings):
     assert summation_error(columns, contract()) == (height + rescalings * (4 + 1)) * U
 
 
 def test_a_smaller_declared_tile_means_more_tiles():
-    assert summation_error(1024, contract(tile=128)) == (7 + 7 + 7 * 5) * U
+    assert summation_error(1024, contract(tile=128)) == (7 + 7 + 8 * 5) * U
+
+
+def test_on_a_cpu_a_vector_unit_walks_the_whole_row():
+    assert summation_error(8000, contract(profile=INTERPRETER)) >= (1000 - 1 + 3) * U
 
 
 def test_the_floor_is_there_where_the_value_is_zero():

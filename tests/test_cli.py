@@ -1,6 +1,7 @@
 """The command line: exit codes, and one line for wrong use."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +26,7 @@ OPERATION = "--operation=temperature_softmax"
 
 
 @pytest.fixture
-def cli(tmp_path, at_home, pytester, capsys, monkeypatch):
+def cli(tmp_path, at_home, capsys, monkeypatch):
     """cli(*words): (exit code, standard output, standard error), in a directory with kernels.py."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "kernels.py").write_text(KERNELS)
@@ -37,6 +38,11 @@ def cli(tmp_path, at_home, pytester, capsys, monkeypatch):
         return code, shown.out, shown.err
 
     return run
+
+
+def latest_findings():
+    items = json.loads(Path("reports/latest/results.json").read_text())["items"]
+    return [finding for item in items for finding in item["findings"]]
 
 
 def only_line(text):
@@ -62,8 +68,7 @@ def test_run_ends_1_on_a_finding_and_says_how_to_replay_it(cli):
 
 def test_run_finds_the_overflow_of_a_naive_softmax_in_at_most_two_columns(cli):
     code, _, _ = cli("run", "kernels.py:naive", OPERATION, "--device=cpu", "-k", "finiteness and fp32")
-    items = json.loads(open("reports/latest/results.json").read())["items"]
-    assert (code, [f["vocab"] <= 2 for item in items for f in item["findings"]]) == (1, [True])
+    assert (code, [f["vocab"] <= 2 for f in latest_findings()]) == (1, [True])
 
 
 def test_run_passes_options_on_to_pytest(cli):
@@ -115,7 +120,7 @@ def test_an_unknown_profile_ends_2_with_one_line_that_names_those_there_are(cli)
 def found(cli):
     """The id of a finding on kernels.py:bad, in reports/latest."""
     cli("run", "kernels.py:bad", OPERATION, "--device=cpu", "-k", "accuracy and fp32")
-    ((finding,),) = [i["findings"] for i in json.loads(open("reports/latest/results.json").read())["items"]]
+    (finding,) = latest_findings()
     return finding["id"]
 
 

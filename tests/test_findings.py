@@ -6,7 +6,7 @@ import pytest
 from planted import inf, nan, recipe
 
 from stabcheck.findings import Broken, Finding, broken, describe
-from stabcheck.recipes import Background, Layout, Mask, Row
+from stabcheck.recipe import Background, Layout, Mask, Row
 from stabcheck.verdicts import ANY_FINITE, KINDS, Witness
 
 WITNESS = Witness("non-finite", 0, 1024, nan, 1.0, 3.9e-3, 1, 1, "")

@@ -6,7 +6,7 @@ from planted import CPU, kernel, nan, recipe, right
 
 from stabcheck.guards import MARGIN, POISON, GuardAllocations, guard, run_guarded
 from stabcheck.laws import Case
-from stabcheck.recipes import Layout
+from stabcheck.recipe import Layout
 
 MADE = recipe([0.0, 1.0, 2.0], [3.0, 4.0, 5.0])
 

@@ -6,7 +6,7 @@ import torch
 from planted import CPU, LAWS, finding_of, kernel, nan, recipe, right, right_in_place, trial
 
 from stabcheck.laws import Case, KernelFault
-from stabcheck.recipes import Layout
+from stabcheck.recipe import Layout
 
 DECLARED = {"in_place": right_in_place, "routes": {"only": right}}
 CAUGHT = {

@@ -258,10 +258,10 @@ def test_an_error_of_twice_the_bound_fails_and_one_within_it_does_not(dtype):
     assert not fails(expected.value + 0.99 * expected.bound, expected).any()
 
 
-def test_the_bound_of_a_single_column_is_two_exponentials_and_a_division():
+def test_the_bound_of_a_single_column_is_two_exponentials_a_division_and_a_product():
     expected = expect(batch_of([[1e4]], [1e-3]))
     assert expected.value.item() == 1.0
-    assert expected.bound.item() == pytest.approx((2 * 4 + 4) * U, rel=1e-3)
+    assert expected.bound.item() == pytest.approx((2 * 4 + 4 + 1) * U, rel=1e-3)
 
 
 def test_scaling_first_breaks_the_first_bound_and_keeps_the_second():

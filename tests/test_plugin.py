@@ -208,29 +208,38 @@ def test_wrong_use_is_told_in_one_line_and_exits_2_or_4(here, options, tests, to
 # ---- in processes of their own
 
 
-def outcome_of(pytester, *options):
-    pytester.makepyfile(test_suites=SUITES)
-    ran = pytester.runpytest_subprocess(
-        "--stabcheck-device=cpu", "--hypothesis-profile=gate", "-k", "(right or wrong) and fp32 and (accuracy or monotone)", *options
-    )
-    items = {item["test"].rpartition("::")[2]: item for item in results(pytester)["items"]}
-    return {
-        "ret": ran.ret,
-        "outcomes": ran.parseoutcomes(),
-        "examples": {name: item["tally"]["examples"] for name, item in items.items() if item["outcome"] == "passed"},
-        "findings": sorted(f["id"] for item in items.values() for f in item["findings"]),
-        "verdict": [line.rpartition(":")[0] for line in ran.outlines if line.startswith("BROKEN on")],
-    }
+THREE = """
+from hypothesis import settings
+settings.register_profile("three", max_examples=3, derandomize=True, database=None)
+"""
 
 
-def test_xdist_gives_the_same_counts_and_findings(here, pytester, monkeypatch):
+@pytest.fixture
+def outcome_of(here, pytester, monkeypatch):
+    """outcome_of(*options): what a session in a process of its own counted, found and said."""
     pytest.importorskip("xdist")
     monkeypatch.setenv("PYTHONPATH", str(pytester.path))
-    alone, none, two = (outcome_of(pytester, *options) for options in (["-p", "no:xdist"], ["-n", "0"], ["-n", "2"]))
-    for outcome in (alone, none, two):
-        outcome["outcomes"].pop("deselected", None)  # the workers deselect, and do not say so
-    assert alone["examples"] and alone["findings"]
-    assert alone == none
+    pytester.makeconftest(THREE)
+    pytester.makepyfile(test_suites=SUITES)
+
+    def run(*options):
+        chosen = ["-k", "(right or wrong) and fp32 and (accuracy or monotone)"]
+        ran = pytester.runpytest_subprocess("--stabcheck-device=cpu", "--hypothesis-profile=three", *chosen, *options)
+        items = {item["test"].rpartition("::")[2]: item for item in results(pytester)["items"]}
+        return {
+            "ret": ran.ret,
+            "outcomes": {k: n for k, n in ran.parseoutcomes().items() if k != "deselected"},  # the workers do not say
+            "examples": {name: item["tally"]["examples"] for name, item in items.items() if item["outcome"] == "passed"},
+            "findings": sorted(f["id"] for item in items.values() for f in item["findings"]),
+            "verdict": [line.rpartition(":")[0] for line in ran.outlines if line.startswith("BROKEN on")],
+        }
+
+    return run
+
+
+def test_xdist_gives_the_same_counts_and_findings(outcome_of):
+    none, two = outcome_of("-n", "0"), outcome_of("-n", "2")
+    assert len(none["examples"]) == 3 and len(none["findings"]) == 1
     assert two == none
 
 

@@ -6,7 +6,7 @@ from planted import inf, nan
 
 from stabcheck.floats import FORMATS
 from stabcheck.profiles import LIMITS
-from stabcheck.recipes import Background, Layout, Mask, Recipe, Row
+from stabcheck.recipe import Background, Layout, Mask, Recipe, Row
 from stabcheck.regimes import ALL, EMPTY, regimes
 from stabcheck.strategies import Space, drawn
 

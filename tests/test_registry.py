@@ -62,7 +62,7 @@ def test_a_callable_without_a_name_gets_one():
         ({"blocks": ()}, r"blocks"),
         ({"in_place": "yes"}, r"in_place"),
     ],
-    ids=str,
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
 )
 def test_a_wrong_declaration_is_told(declared, told):
     with pytest.raises(UsageError, match=told):

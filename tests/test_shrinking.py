@@ -6,7 +6,7 @@ from planted import CPU, LAWS, kernel, logits_of, nan, recipe, right, trial
 from planted import inf as infinity
 
 from stabcheck.findings import broken
-from stabcheck.recipes import Background, Layout, Mask, Recipe, Row
+from stabcheck.recipe import Background, Layout, Mask, Recipe, Row
 from stabcheck.shrinking import shrink
 from stabcheck.trial import Trial
 

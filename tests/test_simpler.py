@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from planted import inf, nan
 
 from stabcheck.operations import operation
-from stabcheck.recipes import Layout
+from stabcheck.recipe import Layout
 from stabcheck.simpler import (
     Hints,
     State,

@@ -9,7 +9,7 @@ from planted import kernel, right
 from stabcheck.errors import UsageError
 from stabcheck.floats import FORMATS, by_name
 from stabcheck.profiles import LIMITS
-from stabcheck.recipes import Background, Layout, Mask, Recipe, Row, from_data, to_data
+from stabcheck.recipe import Background, Layout, Mask, Recipe, Row, from_data, to_data
 from stabcheck.strategies import Space, backgrounds, drawn, edges, masks, recipes, space_for, values, vocab_sizes
 
 QUICK = settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))

@@ -5,7 +5,7 @@ from planted import CPU, LAWS, finding_of, five_percent_too_much, inf, kernel, r
 
 from stabcheck import UnsupportedInput
 from stabcheck.findings import Broken
-from stabcheck.recipes import Layout
+from stabcheck.recipe import Layout
 from stabcheck.trial import Trial
 
 PLAIN = recipe([0.0, 1.0])

@@ -10,7 +10,7 @@ from planted import CPU, inf, kernel, nan, recipe, right, right_in_place
 
 from stabcheck.batches import materialise
 from stabcheck.laws import Case, KernelFault
-from stabcheck.recipes import Background, Layout, Recipe, Row
+from stabcheck.recipe import Background, Layout, Recipe, Row
 from stabcheck.strategies import recipes
 from stabcheck.variations import (
     exact_shift,

@@ -24,7 +24,7 @@ TEMPERATURES = (1.0, 0.5, 2.0, 0.1, 0.7, 1.3, 10.0, 100.0, 1e-2, 3e-3, 1e-3, 1e-
 def reference(batch: Batch, contract: Contract) -> Expected:
     """Exact probabilities of the given bits and the bound of DESIGN:
 
-        rel_i = expm1(κ_i + Σ_j p_j κ_j + s + divide·u)        (numerator, denominator's terms, their summation s, the quotient)
+        rel_i = expm1(κ_i + Σ_j p_j κ_j + s + q)               (numerator, denominator's terms, their summation s, the quotient q)
         tol_i = p_i·(rel_i(1 + u_o) + u_o) + floor,  0 where x_i = −inf
 
     An error κ_j of the j-th exponent moves Σ e_j by p_j·κ_j relatively, to first order; expm1 covers the rest since log Σ exp is
@@ -37,7 +37,7 @@ def reference(batch: Batch, contract: Contract) -> Expected:
     e = z.exp()
     p = e / e.sum(-1, keepdim=True)  # NaN where m is infinite or NaN, as torch has it
     kappa = exponent_error(x, m, z, t, batch.smallest("temperature"), contract)
-    quotient = contract.profile.divide * U
+    quotient = (contract.profile.divide + 1) * U  # e · (1/d): a division and a product
     shared = (p * kappa).sum(-1, keepdim=True) + (summation_error(x.shape[1], contract) + quotient)
     masked = x == -torch.inf
     bound = rounded(p, torch.expm1(kappa + shared), contract).masked_fill_(masked, 0.0)

@@ -11,7 +11,7 @@ from pathlib import Path
 from stabcheck.batches import materialise
 from stabcheck.floats import FORMATS
 from stabcheck.operations.temperature_softmax import TEMPERATURES
-from stabcheck.recipes import BACKGROUNDS, FANS, MASKS, Background, Mask, Recipe, Row, to_data
+from stabcheck.recipe import BACKGROUNDS, FANS, MASKS, Background, Mask, Recipe, Row, to_data
 from stabcheck.strategies import LAYOUTS, edges, values
 
 FILE = Path(__file__).with_name("recipe_hashes.json")

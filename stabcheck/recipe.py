@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from stabcheck.floats import by_name, from_hex, to_hex
 
 SCHEMA = "stabcheck-recipe/1"
 
+VALUES = {"constant": 1, "palette": 4, "bell": 2, "ramp": 2, "bits": 0}  # how many values a background has; a literal, one for each count
 BACKGROUNDS = ("constant", "palette", "bell", "ramp", "bits", "literal")
 MASKS = ("none", "prefix", "suffix", "span", "every", "all_but", "all")
 FANS = ("reseed", "rotate", "ladder", "scale")
@@ -160,12 +162,28 @@ def from_data(data: Any) -> Recipe:
         if isinstance(cause, UsageError):
             raise
         raise UsageError(f"recipe is damaged ({type(cause).__name__}: {cause}); restore the file or run the suite again") from cause
-    if recipe.vocab < 1 or not recipe.rows or recipe.siblings < 0 or recipe.layout.step < 1:
-        raise UsageError(f"recipe has vocab {recipe.vocab}, {len(recipe.rows)} rows, step {recipe.layout.step}; each must be at least 1")
-    for row in recipe.rows:
-        if row.background.kind == "literal" and sum(row.background.counts) != recipe.vocab:
-            raise UsageError(f"recipe's literal row has {sum(row.background.counts)} columns but vocab is {recipe.vocab}; restore the file")
+    for problem in _problems(recipe):
+        raise UsageError(f"recipe has {problem}; restore the file or run the suite again")
     return recipe
+
+
+def _problems(recipe: Recipe) -> Iterator[str]:
+    """What makes a recipe impossible to materialise."""
+    layout = recipe.layout
+    if recipe.vocab < 1 or recipe.siblings < 0 or not recipe.rows:
+        yield f"vocab {recipe.vocab}, siblings {recipe.siblings}, {len(recipe.rows)} rows"
+    if layout.step < 1 or layout.pad < 0 or layout.offset < 0:
+        yield f"pad {layout.pad}, step {layout.step}, offset {layout.offset}"
+    for row in recipe.rows:
+        background, mask = row.background, row.mask
+        if len(background.values) != VALUES.get(background.kind, len(background.counts)):
+            yield f"a {background.kind} background of {len(background.values)} values"
+        if background.kind == "literal" and (sum(background.counts) != recipe.vocab or min(background.counts, default=1) < 1):
+            yield f"a literal row of {sum(background.counts)} columns but vocab is {recipe.vocab}, counts {list(background.counts)[:9]}"
+        if mask.a < 0 or mask.b < 0:
+            yield f"a mask at {mask.a}, {mask.b}"
+        if [name for name, _ in row.inputs] != [name for name, _ in recipe.rows[0].inputs]:
+            yield f"inputs {[name for name, _ in row.inputs]} in one row and others in the first"
 
 
 def _row_data(row: Row) -> dict[str, Any]:
@@ -173,7 +191,7 @@ def _row_data(row: Row) -> dict[str, Any]:
         "background": [row.background.kind, [to_hex(v) for v in row.background.values], list(row.background.counts)],
         "mask": [row.mask.kind, row.mask.a, row.mask.b],
         "edits": [[i, to_hex(v)] for i, v in row.edits],
-        "inputs": {name: to_hex(v) if isinstance(v, float) else v for name, v in row.inputs},
+        "inputs": [[name, to_hex(v) if isinstance(v, float) else v] for name, v in row.inputs],
     }
 
 
@@ -184,7 +202,7 @@ def _row(data: Any) -> Row:
         background=Background(_one_of(kind, BACKGROUNDS), tuple(map(from_hex, values)), tuple(map(int, counts))),
         mask=Mask(_one_of(mask, MASKS), int(a), int(b)),
         edits=tuple((int(i), from_hex(v)) for i, v in data["edits"]),
-        inputs=tuple((str(k), from_hex(v) if isinstance(v, str) else int(v)) for k, v in data["inputs"].items()),
+        inputs=tuple((str(k), from_hex(v) if isinstance(v, str) else int(v)) for k, v in data["inputs"]),
     )
 
 

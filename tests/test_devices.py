@@ -1,0 +1,71 @@
+"""The device that runs, and what is said of it."""
+
+import os
+
+import pytest
+
+from stabcheck.devices import GPU, INTERPRETER, describe, prepare, versions
+from stabcheck.errors import UsageError
+from stabcheck.profiles import EXAMPLES, settings_for
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """gpu(bool): whether torch sees one."""
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    return lambda there: monkeypatch.setattr("stabcheck.devices.gpu_available", lambda: there)
+
+
+@pytest.mark.parametrize(
+    ("there", "choice", "name", "interprets"),
+    [
+        (True, "auto", "cuda", "0"),
+        (False, "auto", "cpu", "1"),
+        (True, "cpu", "cpu", "1"),
+        (True, "cuda:1", "cuda:1", "0"),
+        (False, "cpu", "cpu", "1"),
+    ],
+)
+def test_the_choice_is_resolved_and_the_interpreter_switched_on_for_the_cpu(gpu, there, choice, name, interprets):
+    gpu(there)
+    assert prepare(choice) == name
+    assert os.environ["TRITON_INTERPRET"] == interprets
+
+
+@pytest.mark.parametrize(
+    ("there", "choice", "told"), [(True, "tpu", "unknown device 'tpu'"), (True, "", "unknown device"), (False, "cuda", "sees no GPU")]
+)
+def test_a_device_that_is_not_there_is_told(gpu, there, choice, told):
+    gpu(there)
+    with pytest.raises(UsageError, match=told):
+        prepare(choice)
+
+
+def test_the_cpu_says_interpreter():
+    assert str(describe("cpu")) == "CPU (interpreter)"
+    assert describe("cpu").profile is INTERPRETER
+    assert not describe("cpu").is_gpu
+
+
+def test_profiles_are_no_looser_than_their_sources():
+    """A constant raised without a source would hide bugs. docs.nvidia.com/cuda/parallel-thread-execution: ex2.approx, div.full."""
+    assert (GPU.exp, GPU.divide, GPU.log2e, GPU.bf16_store) == (4.0, 4.0, 2.0, 1.0)
+
+
+def test_versions_name_what_a_result_depends_on():
+    assert set(versions()) == {"python", "torch", "triton", "hypothesis", "numpy"}
+
+
+@pytest.mark.parametrize(
+    ("profile", "on_gpu", "examples"), [(None, False, "cpu"), (None, True, "gpu"), ("gate", False, "gate"), ("soak", True, "soak")]
+)
+def test_the_profile_is_the_one_asked_for_or_the_devices_own(profile, on_gpu, examples):
+    settings = settings_for(profile, on_gpu, 1.0)
+    assert settings.max_examples == EXAMPLES[examples]
+    assert settings.deadline is None
+    assert settings.derandomize == (profile == "gate")
+
+
+@pytest.mark.parametrize(("weight", "examples"), [(2.0, 20), (0.25, 2), (0.001, 1)])
+def test_a_laws_weight_multiplies_the_examples(weight, examples):
+    assert settings_for("cpu", False, weight).max_examples == examples

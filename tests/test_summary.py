@@ -1,0 +1,98 @@
+"""The summary says what ran, how close to its bounds, and what makes a pass weaker than it looks."""
+
+import pytest
+from planted import CPU
+
+from stabcheck.regimes import ALL
+from stabcheck.summary import header, lines
+
+TALLY = {
+    "examples": 10,
+    "rows": 20000,
+    "elements": 3_000_000,
+    "vacuous": 0,
+    "unsupported": 0,
+    "killed_at": 0,
+    "total": {"failed": 0, "compared": 100, "free": 0, "ill": 25, "utilisation": 0.5},
+    "regimes": {"ties": 12345},
+}
+
+
+def item(outcome="passed", prop="accuracy", findings=(), reason="", utilisation=0.5, **tally):
+    total = TALLY["total"] | {"utilisation": utilisation}
+    return {
+        "kernel": "temperature_softmax[mine]",
+        "property": prop,
+        "dtype": "fp32",
+        "device": "CPU (interpreter)",
+        "tally": TALLY | {"total": total} | tally,
+        "findings": list(findings),
+        "outcome": outcome,
+        "reason": reason,
+    }
+
+
+def text(*items):
+    return "\n".join(lines(list(items), "cpu"))
+
+
+def test_the_worst_use_of_a_bound_is_told_with_its_law():
+    shown = text(item(utilisation=0.5), item(prop="masking", utilisation=0.754321))
+    assert "temperature_softmax[mine] fp32  0.754 masking" in shown
+
+
+def test_sizes_add_up_and_are_short():
+    row = next(line for line in text(item(), item()).splitlines() if line.startswith("temperature_softmax"))
+    assert row.split()[-5:] == ["20", "40.0k", "6.0M", "25%", "0"]
+
+
+def test_regimes_are_told_and_those_never_drawn_too():
+    shown = text(item())
+    assert "rows by regime: ties 12.3k" in shown
+    assert "never drawn: huge magnitudes, exp's cliffs" in shown
+
+
+@pytest.mark.parametrize(
+    ("items", "last"),
+    [
+        ([item()], "held on CPU (interpreter): 1 of 1 trials, no finding, verdict of the interpreter"),
+        (
+            [item(), item("skipped", reason="needs a GPU")],
+            "held on CPU (interpreter): 1 of 1 trials, no finding, verdict of the interpreter",
+        ),
+        ([item("skipped", reason="needs a GPU")], "nothing was tested on CPU (interpreter)"),
+        ([item("failed")], "ERROR on CPU (interpreter): 1 of 1 trials raised outside the kernel; their tracebacks are above"),
+        ([item("failed", findings=[{"id": "abc123", "files": ["x.json"]}])], "next: stabcheck replay x.json"),
+    ],
+    ids=["held", "held with a skip", "nothing", "error", "finding"],
+)
+def test_the_verdict(items, last):
+    assert text(*items).splitlines()[-1] == last
+
+
+def test_one_bug_in_two_trials_is_one_finding():
+    found = [{"id": "abc123", "files": ["x.json"]}]
+    assert "BROKEN on CPU (interpreter): 1 distinct findings in 2 trials: abc123" in text(
+        item("failed", findings=found), item("failed", findings=found)
+    )
+
+
+def test_what_did_not_run_is_told_by_reason():
+    shown = text(item(), item("skipped", "in_place", reason="declares no in_place"), item("skipped", "offsets64", reason="needs a GPU"))
+    assert "did not run:\n  declares no in_place: in_place × 1\n  needs a GPU: offsets64 × 1" in shown
+
+
+def test_refused_and_empty_examples_weaken_a_pass():
+    shown = text(item(unsupported=3), item(prop="masking", vacuous=2))
+    assert "3 examples were refused as unsupported (accuracy)" in shown
+    assert "2 examples compared nothing (masking)" in shown
+
+
+def test_the_header_is_one_line_that_says_interpreter():
+    shown = header(str(CPU), None)
+    assert "\n" not in shown
+    assert shown.startswith("stabcheck: CPU (interpreter): logic only, not the GPU's arithmetic · profile cpu · torch ")
+
+
+def test_no_line_is_longer_than_a_terminal():
+    assert all(len(line) <= 100 for line in text(item(regimes=dict.fromkeys(ALL, 10**7))).splitlines())
