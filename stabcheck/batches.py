@@ -60,7 +60,8 @@ class Batch:
         sha = hashlib.sha256()
         for tensor in self.args:
             if tensor.numel():
-                sha.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+                plain = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                sha.update(plain.view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
 
 
@@ -155,7 +156,12 @@ def _fill(
     else:
         origin, step = row.background.values
         x = _noise(starts, vocab, "bell") if kind == "bell" else torch.arange(vocab, device=block.device, dtype=torch.float32)
-        block.copy_(x.mul(step).add_(origin).clamp_(-fmt.max, fmt.max))
+        if step != 1:
+            x.mul_(step)
+        if origin:
+            x.add_(origin)
+        reach = 4 if kind == "bell" else vocab
+        block.copy_(x if abs(origin) + reach * abs(step) < fmt.max else x.clamp_(-fmt.max, fmt.max))
 
 
 def _mask(block: torch.Tensor, mask: Mask) -> None:

@@ -88,6 +88,16 @@ def summation_error(columns: int, contract: Contract) -> float:
     return (height + rescalings * (profile.exp + 1)) * U
 
 
+def quotient_error(contract: Contract) -> float:
+    """Relative error of e/d: one division, or a reciprocal and a product."""
+    return (contract.profile.divide + 1) * U
+
+
+def sum_error(columns: int, contract: Contract) -> float:
+    """How far Σ p_i may be from 1 whatever the errors of the exponents: p_i = ê_i/d with d = Σ ê_j up to its summation, then rounding."""
+    return summation_error(columns, contract) + quotient_error(contract) + contract.u_out + columns * contract.floor
+
+
 def rounded(value: torch.Tensor, relative: torch.Tensor, contract: Contract) -> torch.Tensor:
     """|value|·(rel(1 + u_o) + u_o) + floor: a relative error, then the rounding to the output. Overwrites `relative`."""
     if contract.u_out:

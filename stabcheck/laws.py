@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from stabcheck.batches import Batch, materialise
-from stabcheck.bounds import Contract
+from stabcheck.bounds import Contract, sum_error
 from stabcheck.devices import Device
 from stabcheck.errors import UnsupportedInput
 from stabcheck.floats import by_name
@@ -159,11 +159,17 @@ class Case:
         return Comparison(got, expected.value, expected.bound, expected.free, explained=checks, what=what)
 
     def explained_by_scaling(self, got: torch.Tensor, expected: Expected, batch: Batch) -> torch.Tensor:
-        """Elements within the scale-first bound, in rows where the kernel is right once the maximum has been subtracted beforehand."""
+        """Elements within the scale-first bound, in rows that show scaling first and nothing else.
+
+        Such a row is right once the maximum has been subtracted beforehand, and whatever its exponents' errors it sums to one, but for the
+        summation, the quotients and the rounding to the output. Without these, a bound that is vacuous would explain any result.
+        """
         loose = self.operation.reference(batch, replace(self.contract, error_model="scale_first")).bound
         shifted = batch.with_logits((batch.logits.double() - batch.logits.double().amax(-1, keepdim=True)).to(batch.logits.dtype))
         exact = self.expect(shifted)
         right = ((self.run(shifted).double() - exact.value).abs() <= exact.bound).all(-1, keepdim=True)
+        if "row_sum_one" in self.operation.traits:
+            right = right & ((got.double().sum(-1, keepdim=True) - 1).abs() <= sum_error(got.shape[1], self.contract))
         return ((got.double() - expected.value).abs() <= loose) & right
 
     def no_fault(self, fault: torch.Tensor, what: str) -> Comparison:

@@ -42,6 +42,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Session(config), "stabcheck-session")
 
 
+YOUNG_OBJECTS = 50_000  # between garbage collections: Hypothesis makes some thousands an example, and reference counts free them
+
+
 class Session:
     """One pytest session: what is under test is resolved at the first collected law, results are gathered as reports come in."""
 
@@ -111,6 +114,7 @@ class Session:
     def pytest_collection_finish(self) -> None:
         if self._resolved is not None:
             gc.freeze()  # torch's and pytest's objects live to the end; walking them again and again costs a tenth of a run
+            gc.set_threshold(YOUNG_OBJECTS)
 
     def pytest_report_collectionfinish(self, config: pytest.Config) -> list[str]:
         if self._resolved is None:

@@ -18,7 +18,7 @@ from stabcheck.targets import BUILT_IN, load
 
 COULD_NOT_RUN = 3
 PYTEST_EXITS = {0: 0, 1: 1, 2: 130, 3: 2, 4: 2, 5: COULD_NOT_RUN}
-COMMON = ["--pyargs", "stabcheck.properties", "--import-mode=importlib"]
+COMMON = ["--pyargs", "stabcheck.properties", "--import-mode=importlib", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 
 def run_suites(targets: Sequence[str], operation: str, device: str, profile: str, report_dir: Path, more: Sequence[str]) -> int:

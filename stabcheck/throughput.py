@@ -16,6 +16,7 @@ from rich.console import Console
 from stabcheck.batches import materialise
 from stabcheck.devices import Device, describe, prepare, versions
 from stabcheck.laws import Case, all_laws
+from stabcheck.plugin import YOUNG_OBJECTS
 from stabcheck.profiles import LIMITS
 from stabcheck.recipe import Recipe
 from stabcheck.regimes import regimes
@@ -48,6 +49,7 @@ def measure(device: str, out_dir: Path | None, console: Console, *, target: str 
         return time.perf_counter() - started
 
     run(Trial(kernel, all_laws()["accuracy"], dtype, on))  # compiles every size
+    gc.set_threshold(YOUNG_OBJECTS)
     gc.freeze()  # as the pytest plugin does once everything is imported
     trial = Trial(kernel, all_laws()["accuracy"], dtype, on)
     seconds = run(trial)

@@ -273,3 +273,8 @@ def test_a_temperature_that_a_policy_rules_is_known(temperature):
 
 def test_an_empty_batch_has_a_digest():
     assert materialise(one(siblings=0)).digest() == materialise(one(siblings=0)).digest()
+
+
+def test_a_single_strided_column_has_a_digest():
+    """torch calls a [1, 1] tensor contiguous whatever its strides are."""
+    assert materialise(one(vocab=1, layout=Layout(0, 2))).digest() == materialise(one(vocab=1)).digest()

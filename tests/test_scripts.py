@@ -129,8 +129,10 @@ def test_a_crash_crashes_or_fails(script):
 def test_a_memory_fault_is_judged_by_stabcheck_itself(script):
     path = script("scribbles", "memory")
     assert "from stabcheck" in path.read_text()
-    status, shown = run(path, "--kernels", "own_kernels", without_stabcheck=False)
+    status, shown = run(path, without_stabcheck=False)
     assert status == 1, shown
+    status, shown = run(path, "own_kernels:good", without_stabcheck=False)
+    assert status == 0, shown
 
 
 def test_the_script_says_what_it_is_about(script):

@@ -14,8 +14,7 @@ from __future__ import annotations
 import torch
 
 from stabcheck.batches import Batch
-from stabcheck.bounds import Contract, exponent_error, rounded, summation_error
-from stabcheck.devices import U
+from stabcheck.bounds import Contract, exponent_error, quotient_error, rounded, summation_error
 from stabcheck.operations.base import Expected, Input, Operation
 
 TEMPERATURES = (1.0, 0.5, 2.0, 0.1, 0.7, 1.3, 10.0, 100.0, 1e-2, 3e-3, 1e-3, 1e-4, 1e-6, 1e-10, 1e-20, 1e-30, 1e-38, 1e-39, 2.0**-149)
@@ -37,7 +36,7 @@ def reference(batch: Batch, contract: Contract) -> Expected:
     e = z.exp()
     p = e / e.sum(-1, keepdim=True)  # NaN where m is infinite or NaN, as torch has it
     kappa = exponent_error(x, m, z, t, batch.smallest("temperature"), contract)
-    quotient = (contract.profile.divide + 1) * U  # e · (1/d): a division and a product
+    quotient = quotient_error(contract)
     shared = (p * kappa).sum(-1, keepdim=True) + (summation_error(x.shape[1], contract) + quotient)
     masked = x == -torch.inf
     bound = rounded(p, torch.expm1(kappa + shared), contract).masked_fill_(masked, 0.0)
