@@ -66,9 +66,14 @@ class Finding:
             lines.append(f"  note     {UNSTABLE_HINT}")
         lines.append(f"  rows     {w.failed_rows} of {w.rows} {self.kind}".ljust(38) + self._history())
         if self.files:
-            lines.append(f"  replay   stabcheck replay {self.files[0]}" + (f"\n  script   {self.files[1]}" if len(self.files) > 1 else ""))
+            lines.append(f"  replay   {self.replay_command()}" + (f"\n  script   {self.files[1]}" if len(self.files) > 1 else ""))
         lines += [other.text() for other in self.others]
         return "\n".join(line.rstrip() for line in lines)
+
+    def replay_command(self) -> str:
+        """What to type; a kernel that is not stabcheck's own must be named, since replay imports nothing unasked."""
+        place = self.target.partition(":")[0]
+        return f"stabcheck replay {self.files[0]}" + ("" if place.startswith("stabcheck.kernels") else f" --kernels {place}")
 
     def data(self) -> dict[str, Any]:
         """JSON-able: identity, sizes and text."""
@@ -82,6 +87,7 @@ class Finding:
             "vocab": self.recipe.vocab,
             "steps": self.steps,
             "files": list(self.files),
+            "replay": self.replay_command() if self.files else "",
             "text": self.text(),
         }
 

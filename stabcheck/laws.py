@@ -67,7 +67,7 @@ class Law:
     def why_not(self, kernel: Kernel, device: Device) -> str | None:
         """Why the law cannot be put to this kernel on this device, or None."""
         if self.requires and not getattr(kernel, self.requires):
-            return f"{kernel.id} declares no {self.requires}"
+            return f"the kernel declares no {self.requires}"
         if (self.gpu or kernel.gpu_only) and not device.is_gpu:
             return "needs a GPU"
         missing = self.traits - operation(kernel.operation).traits

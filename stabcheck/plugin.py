@@ -143,9 +143,11 @@ class Session:
         from stabcheck.summary import header, lines
 
         terminalreporter.section("stabcheck")
+        head = header(self.results[0]["device"], self.profile)
         if self._resolved is None:  # under xdist nothing is collected here
-            terminalreporter.write_line(header(self.results[0]["device"], self.profile))
-        for line in lines(self.results, self.profile):
+            terminalreporter.write_line(head)
+        shown = list(lines(self.results, self.profile))
+        for line in shown:
             terminalreporter.write_line(line)
-        path = write(self.results, self.report_dir, self.profile)
+        path = write(self.results, self.report_dir, self.profile, [head, *shown])
         terminalreporter.write_line(f"results  {path}")

@@ -21,8 +21,8 @@ def read(report: Any) -> dict[str, Any] | None:
     return carried | {"test": report.nodeid, "outcome": report.outcome, "seconds": report.duration, "reason": reason}
 
 
-def write(results: list[dict[str, Any]], directory: Path, profile: str | None) -> Path:
-    """Write results.json into the report directory."""
+def write(results: list[dict[str, Any]], directory: Path, profile: str | None, shown: list[str]) -> Path:
+    """Write results.json, and summary.md with the lines shown in the terminal, into the report directory."""
     from stabcheck.devices import versions
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -34,4 +34,7 @@ def write(results: list[dict[str, Any]], directory: Path, profile: str | None) -
     }
     path = directory / "results.json"
     path.write_text(json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    findings = {f["id"]: f["text"] for r in results for f in r["findings"]}
+    told = "\n\n".join(f"```\n{text}\n```" for text in findings.values())
+    (directory / "summary.md").write_text("# stabcheck run\n\n```\n" + "\n".join(shown) + f"\n```\n{told}\n")
     return path

@@ -81,7 +81,7 @@ def _verdict(results: Results) -> Iterator[str]:
     passed, ran = sum(r["outcome"] == "passed" for r in results), sum(r["outcome"] != "skipped" for r in results)
     if findings:
         yield f"BROKEN on {on}: {len(findings)} distinct findings in {ran} trials: {', '.join(findings)}"
-        yield f"next: stabcheck replay {next(iter(findings.values()))['files'][0]}"
+        yield f"next: {next(iter(findings.values()))['replay']}"
     elif errors := sum(r["outcome"] == "failed" for r in results):
         yield f"ERROR on {on}: {errors} of {ran} trials raised outside the kernel; their tracebacks are above"
     elif passed:

@@ -57,7 +57,7 @@ def test_the_failure_text_has_the_lines_of_the_design(project, pytester):
         r"  input    V = [12], T = \S+, logits = \[.+\]",
         r"  got      nan at \(0, \d\) +expected \S+ +any finite value",
         r"  rows     1 of 1 non-finite +shrunk from \d+ × \d+ in \d+ steps",
-        r"  replay   stabcheck replay reports/latest/[0-9a-f]{6}.json",
+        r"  replay   stabcheck replay reports/latest/[0-9a-f]{6}\.json --kernels \S+",
         r"  script   reports/latest/repro_[0-9a-f]{6}.py",
     ]
     lines = finding["text"].splitlines()

@@ -149,7 +149,7 @@ def test_the_summary_tells_use_of_bounds_regimes_and_findings(here):
             "rows by regime: *",
             "never drawn: *",
             "BROKEN on CPU (interpreter): 1 distinct findings in 24 trials: *",
-            "next: stabcheck replay reports/latest/??????.json",
+            "next: stabcheck replay reports/latest/??????.json --kernels kernels_here",
             "results  *results.json",
         ]
     )

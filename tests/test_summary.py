@@ -62,7 +62,7 @@ def test_regimes_are_told_and_those_never_drawn_too():
         ),
         ([item("skipped", reason="needs a GPU")], "nothing was tested on CPU (interpreter)"),
         ([item("failed")], "ERROR on CPU (interpreter): 1 of 1 trials raised outside the kernel; their tracebacks are above"),
-        ([item("failed", findings=[{"id": "abc123", "files": ["x.json"]}])], "next: stabcheck replay x.json"),
+        ([item("failed", findings=[{"id": "abc123", "replay": "stabcheck replay x.json"}])], "next: stabcheck replay x.json"),
     ],
     ids=["held", "held with a skip", "nothing", "error", "finding"],
 )
@@ -71,7 +71,7 @@ def test_the_verdict(items, last):
 
 
 def test_one_bug_in_two_trials_is_one_finding():
-    found = [{"id": "abc123", "files": ["x.json"]}]
+    found = [{"id": "abc123", "replay": "stabcheck replay x.json"}]
     assert "BROKEN on CPU (interpreter): 1 distinct findings in 2 trials: abc123" in text(
         item("failed", findings=found), item("failed", findings=found)
     )
