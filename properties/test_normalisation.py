@@ -13,3 +13,4 @@ def test_normalisation(case):
     total, slack = exact.value.sum(-1), exact.bound.sum(-1)
     yield case.within(got.sum(-1), total, slack, free, what="row sums")
     yield case.same_bits(got.clamp(min=0), got, free=exact.free, what="probabilities with their positive parts")
+    yield case.within(got, got.clamp(max=1), exact.bound, exact.free, what="probabilities with 1 at most")

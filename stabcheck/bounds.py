@@ -32,6 +32,7 @@ class Contract:
     policies: Mapping[str, str] = field(default_factory=dict)
     error_model: str = "shift_first"
     tile: int = 1024
+    lanes: int = 128
 
     @property
     def u_out(self) -> float:
@@ -51,8 +52,8 @@ def exponent_error(
 ) -> torch.Tensor:
     """κ: error of log(exp(z)) for z = (x − m)/T computed by subtracting, dividing, multiplying by log2 e and one exponential.
 
-    Subtraction rounds once (u), division by T costs `divide`, the product with log2 e and the rounding of that constant `log2e`: each
-    relative to z, hence a·u·|z| with a = 1 + divide + log2e. Folding log2 e/T into one factor costs the same a.
+    Subtraction rounds once (u); division by T costs `divide`, its reciprocal and a product one u more; the product with log2 e and the
+    rounding of that constant `log2e`: each relative to z, hence a·u·|z| with a = 2 + divide + log2e. Folding log2 e/T costs less.
     The exponential itself adds `exp`·u. Inputs or differences below 2^-126 may be flushed, which moves z by their magnitude over T.
     A kernel that declares scale_first computes x/T and m/T, each with a division's error relative to itself, and rounds their difference.
 
@@ -60,7 +61,7 @@ def exponent_error(
     no T is below 2^-92 all flushing together moves z by less than 3·2^-34, and that constant is used in place of looking at the data.
     """
     profile = contract.profile
-    a = 1 + profile.divide + profile.log2e
+    a = 2 + profile.divide + profile.log2e
     kappa = torch.rsub(z.clamp(min=-MOST_NEGATIVE), profile.exp * U + 3 * FLUSH / TINY_T, alpha=a * U)  # exp·u + a·u·|z|
     if not smallest_t >= TINY_T:
         flushed = _flushable(x) + _flushable(m) + _flushable(x - m)
@@ -75,15 +76,16 @@ def summation_error(columns: int, contract: Contract) -> float:
     """Relative error of Σ e_j beyond that of its terms, for positive terms (Higham, sec. 4.2: the height of the summation tree times u).
 
     A tile is summed by `lanes` threads: each adds its tile/lanes terms one after another, then the lanes are combined as a tree. The
-    n = ceil(V/tile) tile sums follow one after another. The height is tile/lanes − 1 + log2(lanes) + n − 1. On a CPU a vector unit walks
-    the whole row (torch.softmax does), so there the row is one tile.
+    n = ceil(V/tile) tile sums follow one after another. The height is tile/lanes − 1 + log2(lanes) + n − 1. Both are declared by the
+    kernel; 1024 and 128, Triton's default of 4 warps, unless it says otherwise. On a CPU nothing is known of the order (torch adds a
+    row's terms in 8 lanes, or one after another, by its layout): the row is one tile and one lane there.
     An online or split kernel rescales a running sum where the maximum grows, at most once at each later tile, and once more where it folds
     running sums kept side by side: one exponential and one product each. The scale factors' own exponents telescope into |z| and are in κ.
     This is part of the contract of every kernel.
     """
     profile, later_tiles = contract.profile, math.ceil(columns / contract.tile) - 1
-    tile = columns if profile.sums_whole_rows else min(contract.tile, columns)
-    height = math.ceil(tile / profile.lanes) - 1 + math.ceil(math.log2(min(profile.lanes, columns))) + later_tiles
+    tile, lanes = (columns, 1) if profile.sums_in_any_order else (min(contract.tile, columns), min(contract.lanes, columns))
+    height = math.ceil(tile / lanes) - 1 + math.ceil(math.log2(lanes)) + later_tiles
     rescalings = later_tiles + (columns > 1)
     return (height + rescalings * (profile.exp + 1)) * U
 

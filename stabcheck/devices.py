@@ -27,13 +27,12 @@ class Profile:
     divide: float  # relative error of one division
     log2e: float = 2.0  # the constant log2 e rounded, and the product with it
     bf16_store: float = 1.0  # error of storing bf16 in its unit roundoffs: 1 rounds to nearest, 2 truncates
-    lanes: int = 128  # terms of a sum that are added side by side: Triton's default of 4 warps
-    sums_whole_rows: bool = False  # a row is one tile, whatever the kernel's tile
+    sums_in_any_order: bool = False  # a row may be added one term after another, whatever the kernel declares
 
 
 GPU = Profile("NVIDIA, PTX ISA manual", exp=4.0, divide=4.0)
-# numpy's SIMD expf states 2.52 ulp; IEEE division; the interpreter truncates fp32 to bf16 when it stores; 8 fp32 lanes of AVX2.
-INTERPRETER = Profile("CPU, Triton interpreter", exp=5.04, divide=1.0, bf16_store=2.0, lanes=8, sums_whole_rows=True)
+# numpy's SIMD expf states 2.52 ulp; IEEE division; the interpreter truncates fp32 to bf16 when it stores.
+INTERPRETER = Profile("CPU, Triton interpreter", exp=5.04, divide=1.0, bf16_store=2.0, sums_in_any_order=True)
 
 
 @dataclass(frozen=True)

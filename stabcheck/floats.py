@@ -67,7 +67,7 @@ class Format:
     def text(self, value: float) -> str:
         """The shortest decimal text that rounds to the value."""
         rounded = (float(f"{value:.{digits}g}") for digits in range(1, 17))
-        return f"{next((r for r in rounded if value != value or r == value or self.round(r) == value), value):.16g}"
+        return repr(next((r for r in rounded if value != value or r == value or self.round(r) == value), value)).removesuffix(".0")
 
     def neighbour(self, value: float, steps: int = 1) -> float:
         """The value `steps` places above (below if negative) a value of the format; stays finite."""

@@ -42,10 +42,10 @@ class LawItem(pytest.Function):
                 pytest.skip(self.why_not)
             super().runtest()
         except (Broken, BaseExceptionGroup) as raised:
-            found = _findings(raised)
-            if not found:
-                raise
+            found, foreign = _findings(raised)
             findings = [self.settle(f) for f in found]
+            if foreign:
+                raise
         finally:
             self.user_properties.append((PROPERTY, json.dumps(self.results(findings))))
         if findings:
@@ -55,14 +55,23 @@ class LawItem(pytest.Function):
             pytest.skip(f"compared nothing: {why} in {self.trial.tally.examples} examples")
 
     def settle(self, finding: Finding) -> Finding:
-        """Confirm a finding by running it again, shrink it, save it."""
+        """Confirm a finding by running it again, shrink it, save it; saved as it is first, in case shrinking breaks something."""
+        if self.trial.lost:
+            return save(finding, self.trial.kernel, self.report_dir)
+        save(finding, self.trial.kernel, self.report_dir)
         again = [self.trial.examine(finding.recipe).ok for _ in range(RERUNS)]
         if any(again):
             detail = f"{finding.kind} at first, right in {sum(again)} of {RERUNS} runs of the same input"
             finding = finding.with_(witness=finding.witness.as_kind("not deterministic"), detail=detail)
         else:
-            finding = shrink(self.trial, finding)
+            finding = self.shrunk(finding)
         return save(finding, self.trial.kernel, self.report_dir)
+
+    def shrunk(self, finding: Finding) -> Finding:
+        try:
+            return shrink(self.trial, finding)
+        except Exception as error:  # a shrinker that breaks must not cost the finding
+            return finding.with_(detail=f"not shrunk: {type(error).__name__}: {error}")
 
     def results(self, findings: list[Finding]) -> dict[str, Any]:
         """JSON-able results of the item."""
@@ -96,6 +105,8 @@ def items_for(
                 trial = Trial(kernel, law, dtype, device)
                 parts = [kernel.operation, kernel.name, dtype] if name.removeprefix("test_") == law.name else [law.name, dtype]
                 item = LawItem.from_parent(collector, name=f"{name}[{'-'.join(parts)}]", callobj=_test(trial, profile))
+                if law.big:
+                    item.add_marker(pytest.mark.big)
                 item.trial, item.report_dir, item.why_not = trial, report_dir, law.why_not(kernel, device)
                 yield item
 
@@ -125,9 +136,11 @@ def _test(trial: Trial, profile: str | None) -> Callable[[], None]:
     return test
 
 
-def _findings(raised: BaseException) -> list[Finding]:
-    """The findings inside what Hypothesis raised, which groups distinct failures."""
+def _findings(raised: BaseException) -> tuple[list[Finding], bool]:
+    """(the findings inside what Hypothesis raised, which groups distinct failures; whether there was anything else)."""
     if isinstance(raised, Broken):
-        return [raised.finding]
-    inner = raised.exceptions if isinstance(raised, BaseExceptionGroup) else ()
-    return [finding for error in inner for finding in _findings(error)]
+        return [raised.finding], False
+    if not isinstance(raised, BaseExceptionGroup):
+        return [], True
+    inner = [_findings(error) for error in raised.exceptions]
+    return [finding for found, _ in inner for finding in found], any(foreign for _, foreign in inner)

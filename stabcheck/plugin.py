@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import glob
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,11 +35,27 @@ def option(config: pytest.Config, name: str) -> str:
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Switch Triton's interpreter on before any test module can import a kernel: @triton.jit asks for it when it decorates."""
+    choice = option(early_config, "device")
+    if choice == "cpu" or (choice == "auto" and not accelerator_present()):
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def accelerator_present() -> bool:
+    """Whether a device node of an accelerator is there, asked of the system and not of torch."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    nodes = ["/dev/kfd", "/dev/dxg", *glob.glob("/dev/dri/renderD*"), *([] if hidden else glob.glob("/dev/nvidia[0-9]*"))]
+    return any(map(os.path.exists, nodes))
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--hypothesis-profile", None):
         from stabcheck.profiles import register
 
         register()
+    config.addinivalue_line("markers", "big: needs tens of GiB of device memory")
     config.addinivalue_line("filterwarnings", "ignore:All-NaN slice encountered:RuntimeWarning")  # of the interpreter's maximum
     config.pluginmanager.register(Session(config), "stabcheck-session")
 
@@ -136,6 +154,12 @@ class Session:
                 "the GPU's context is lost after a crash: the remaining items could not run; run them without the one above"
             )
 
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """A run in which every trial was skipped has tested nothing: pytest's status for no tests, not success."""
+        others = session.testscollected > len(self.results) and not self.config.getoption("numprocesses", None)
+        if exitstatus == 0 and self.results and not others and all(r["outcome"] == "skipped" for r in self.results):
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if not self.results:
             return
@@ -149,5 +173,9 @@ class Session:
         shown = list(lines(self.results, self.profile))
         for line in shown:
             terminalreporter.write_line(line)
-        path = write(self.results, self.report_dir, self.profile, [head, *shown])
-        terminalreporter.write_line(f"results  {path}")
+        try:
+            terminalreporter.write_line(f"results  {write(self.results, self.report_dir, self.profile, [head, *shown])}")
+        except OSError as error:
+            terminalreporter.write_line(
+                f"results could not be written to {self.report_dir}: {error.strerror}; choose --stabcheck-report-dir"
+            )

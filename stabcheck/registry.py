@@ -54,7 +54,8 @@ class Kernel:
     routes: Mapping[str, Function] = field(default_factory=dict)
     policies: Mapping[str, str] = field(default_factory=dict)
     error_model: str = "shift_first"
-    tile: int = 1024  # elements summed as one tree; the height of the summation follows from it
+    tile: int = 1024  # elements summed at once; with `lanes` the height of the summation follows from it
+    lanes: int = 128  # threads that sum a tile side by side; Triton's default is 4 warps of 32
     blocks: tuple[int, ...] = (1024,)  # block sizes it launches with: vocab sizes around their multiples are drawn
     max_vocab: int | None = None
     strides: bool = True  # accepts rows and columns of any stride
@@ -100,7 +101,10 @@ def kernel(operation: str, *, name: str | None = None, dtypes: Iterable[str] = D
 
     def register(function: F) -> F:
         made = make_kernel(operation, function, name=name, dtypes=dtypes, **declared)
-        _REGISTERED[f"{made.function.__module__}:{made.id}"] = made
+        key = f"{made.function.__module__}:{made.id}"
+        before = _REGISTERED.get(key, made)  # the same function again, as when a notebook's cell is run twice, replaces itself
+        _check(before.target == made.target, f"{key} is registered by {before.target} and {made.target}; give one another name=")
+        _REGISTERED[key] = made
         return function
 
     return register
@@ -131,8 +135,14 @@ def _check_declared(made: Kernel) -> None:
         _check(answer in known.get(policy, ()), f"unknown policy {policy}={answer!r}; {made.operation} has {dict(known)}")
     _check(made.error_model in ERROR_MODELS, f"unknown error_model {made.error_model!r}; use one of {', '.join(ERROR_MODELS)}")
     _check(made.output in ("input", "fp32"), f"unknown output {made.output!r}; use 'input' or 'fp32'")
-    _check(made.tile >= 1, f"tile is {made.tile}; pass the number of elements summed as one tree, at least 1")
-    _check(bool(made.blocks) and min(made.blocks) >= 1, f"blocks is {made.blocks!r}; pass at least one positive block size")
+    for field_name in ("tile", "lanes", "max_vocab"):
+        value = getattr(made, field_name)
+        fits = (value is None and field_name == "max_vocab") or (isinstance(value, int) and value >= 1)
+        _check(fits, f"{field_name} is {value!r}; pass a whole number of at least 1")
+    _check(_positive(made.blocks), f"blocks is {made.blocks!r}; pass a tuple of at least one positive block size")
+    _check(isinstance(made.strides, bool), f"strides is {made.strides!r}; pass True or False")
+    narrow = made.in_place and made.output == "fp32" and made.dtypes != ("fp32",)
+    _check(not narrow, "output is 'fp32' with in_place; a result in place has the logits' dtype: register it as a kernel of its own")
     for role, function in (("in_place", made.in_place), *made.routes.items()):
         _check(function is None or callable(function), f"{role} is {function!r}, not callable; pass a function")
 
@@ -141,6 +151,10 @@ def registered(modules: Iterable[str] | None = None) -> list[Kernel]:
     """Registered kernels, in order of registration; only those defined in `modules` if given."""
     wanted = None if modules is None else set(modules)
     return [k for key, k in _REGISTERED.items() if wanted is None or key.partition(":")[0] in wanted]
+
+
+def _positive(blocks: Any) -> bool:
+    return isinstance(blocks, tuple | list) and bool(blocks) and all(isinstance(b, int) and b >= 1 for b in blocks)
 
 
 def _check(condition: bool, message: str) -> None:

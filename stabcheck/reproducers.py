@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -119,11 +120,10 @@ def kernel_of(reproducer: Reproducer, allowed: Iterable[str]) -> Kernel:
     allowed = list(allowed)
     if len(allowed) == 1 and ":" in allowed[0]:
         return load(allowed, reproducer.operation)[0]
+    for target in (reproducer.target, reproducer.in_place, *reproducer.routes.values()):
+        if target:
+            _check_allowed(reproducer.id, target.partition(":")[0], allowed)
     place, _, name = reproducer.target.partition(":")
-    own = place == BUILT_IN or place.startswith(BUILT_IN + ".")
-    if not own and not any(place == a.partition(":")[0] or place.startswith(a + ".") for a in allowed):
-        what = f"reproducer {reproducer.id} is about {reproducer.target}"
-        raise UsageError(f"{what}, which is not imported unasked; allow it with --kernels {place}")
     try:
         for kernel in load([place]):
             if (kernel.name, kernel.operation) == (reproducer.kernel, reproducer.operation):
@@ -136,6 +136,13 @@ def kernel_of(reproducer: Reproducer, allowed: Iterable[str]) -> Kernel:
     return make_kernel(reproducer.operation, function, name=reproducer.kernel, in_place=in_place, routes=routes, **declared)
 
 
+def _check_allowed(id: str, place: str, allowed: list[str]) -> None:
+    """Raise UsageError for a module or file that is neither stabcheck's own nor named by the user."""
+    own = re.fullmatch(re.escape(BUILT_IN) + r"(\.[A-Za-z_]\w*)*", place) is not None and not place.endswith(".py")
+    if not own and not any(place == a.partition(":")[0] or place.startswith(a + ".") for a in allowed):
+        raise UsageError(f"reproducer {id} is about a kernel of {place}, which is not imported unasked; allow it with --kernels {place}")
+
+
 def replay(reproducer: Reproducer, kernel: Kernel, device: Device | None = None) -> Finding | None:
     """Run the law on the recipe once more: the finding, or None if the kernel passes now."""
     laws = all_laws()
@@ -143,6 +150,8 @@ def replay(reproducer: Reproducer, kernel: Kernel, device: Device | None = None)
         known = ", ".join(laws)
         raise UsageError(f"reproducer {reproducer.id} is about the property {reproducer.property_name!r}; stabcheck knows {known}")
     given, wanted = [n for n, _ in reproducer.recipe.rows[0].inputs], [i.name for i in operation(kernel.operation).inputs]
+    if (reproducer.recipe.operation, reproducer.recipe.dtype) != (kernel.operation, reproducer.dtype):
+        raise UsageError(f"reproducer {reproducer.id} is of {kernel.operation}, {reproducer.dtype}, its recipe is not; restore the file")
     if given != wanted:
         raise UsageError(f"reproducer {reproducer.id} gives {given} but {kernel.operation} takes {wanted}; restore the file")
     device = device or describe("cpu")

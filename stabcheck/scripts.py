@@ -15,7 +15,8 @@ from stabcheck.errors import UsageError
 from stabcheck.findings import Finding
 from stabcheck.laws import Case, KernelFault
 from stabcheck.recipe import Recipe
-from stabcheck.registry import Kernel
+from stabcheck.registry import Kernel, target_of
+from stabcheck.trial import LOST_DEVICE
 from stabcheck.variations import run_in_place
 from stabcheck.verdicts import summarise
 
@@ -90,11 +91,11 @@ sys.exit(main(["replay", str(Path(__file__).with_name({data!r})), "--kernels", k
 def script(finding: Finding, kernel: Kernel) -> str:
     """The text of the standalone script of a finding."""
     case = Case(kernel, describe(finding.on), finding.recipe)
-    logits, text = case.batch.logits, "\n".join(f"# {line}".rstrip() for line in finding.text().splitlines())
-    if not logits.numel() or _longest(logits) > MOST_RUNS or not _one_call_shows(finding, case):
+    text = "\n".join(f"# {line}".rstrip() for line in finding.text().splitlines())
+    if not _one_call_shows(finding, case):
         place = finding.target.partition(":")[0]
         return WITH_STABCHECK.format(text=text, name=f"repro_{finding.id}.py", place=place, data=f"{finding.id}.json")
-    expected = case.expected
+    logits, expected = case.batch.logits, case.expected
     bound = expected.bound if expected.free is None else expected.bound.masked_fill(expected.free, torch.inf)
     inputs = "\n".join(f"{name} = torch.tensor({v.tolist()!r}, dtype={v.dtype})" for name, v in case.batch.inputs.items())
     return TEMPLATE.format(
@@ -110,7 +111,11 @@ def script(finding: Finding, kernel: Kernel) -> str:
 
 
 def _one_call_shows(finding: Finding, case: Case) -> bool:
-    """Whether the call a script makes is wrong by itself; the laws on memory and the like look at more than one output."""
+    """Whether the call a script makes is wrong by itself, and short enough; laws on memory and the like look at more than one output."""
+    if "<" in finding.target or LOST_DEVICE in finding.detail:  # no name to import; no device to try on
+        return False
+    if not case.batch.logits.numel() or _longest(case.batch.logits) > MOST_RUNS:
+        return False
     if finding.property_name == "determinism":
         return True
     try:
@@ -124,7 +129,7 @@ def _call(finding: Finding, kernel: Kernel, recipe: Recipe) -> str:
     args = ", ".join(f"{name}.to(DEVICE)" for name, _ in recipe.rows[0].inputs)
     target = finding.target
     if finding.property_name == "in_place" and kernel.in_place is not None:
-        return IN_PLACE.format(target=f"{target.partition(':')[0]}:{kernel.in_place.__name__}", args=args)
+        return IN_PLACE.format(target=target_of(kernel.in_place), args=args)
     if finding.property_name == "determinism":
         return TWICE.format(target=target, args=args)
     layout = recipe.layout

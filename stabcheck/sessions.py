@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from rich.console import Console
 
 from stabcheck.devices import describe, prepare
 from stabcheck.errors import UsageError
+from stabcheck.operations import operation as find_operation
 from stabcheck.profiles import check_profile
 from stabcheck.targets import BUILT_IN, load
 
 COULD_NOT_RUN = 3
-PYTEST_EXITS = {0: 0, 1: 1, 2: 130, 3: 2, 4: 2, 5: COULD_NOT_RUN}
+PYTEST_EXITS = {0: 0, 1: 1, 2: 2, 3: 2, 4: 2, 5: COULD_NOT_RUN}
 COMMON = ["--pyargs", "stabcheck.properties", "--import-mode=importlib", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 
@@ -26,6 +28,9 @@ def run_suites(targets: Sequence[str], operation: str, device: str, profile: str
     targets = list(targets) or [BUILT_IN]
     name = prepare(device)
     check_profile(profile)
+    if operation:
+        find_operation(operation)
+    _check_order(more)
     load(targets, operation or None)  # a wrong target is told in one line, before pytest starts
     arguments = [*COMMON, "-q", f"--rootdir={Path.cwd()}", f"--stabcheck-kernels={','.join(targets)}", f"--stabcheck-device={name}"]
     arguments += [f"--stabcheck-report-dir={report_dir}", *_optional("--stabcheck-operation", operation)]
@@ -58,6 +63,10 @@ def replay_all(names: Sequence[str], allowed: Sequence[str], device: str, report
             console.print(f"ERROR   {file}: {error}", markup=False)
             worst = 2
             continue
+        except Exception as error:  # a damaged file or a broken module; the other reproducers go on
+            console.print(f"ERROR   {file}: {type(error).__name__}: {' '.join(str(error).split())}", markup=False)
+            worst = 2
+            continue
         if finding is None:
             console.print(
                 f"FIXED   {reproducer.id}  {reproducer.property_name} · {kernel.id} · {reproducer.dtype} on {where}", markup=False
@@ -66,6 +75,13 @@ def replay_all(names: Sequence[str], allowed: Sequence[str], device: str, report
             console.print(f"FAILED  {reproducer.id}\n{finding.text()}", markup=False)
             worst = max(worst, 1)
     return worst
+
+
+def _check_order(options: Sequence[str]) -> None:
+    """Raise UsageError for a target behind an option, which pytest would take for a test file."""
+    for word in options:
+        if not word.startswith("-") and re.search(r"\.py(:\w+)?$", word):
+            raise UsageError(f"target {word} stands behind an option; put targets first: stabcheck run {word} …")
 
 
 def _optional(option: str, value: str) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from stabcheck.errors import UsageError
 from stabcheck.operations import operation as find_operation
 from stabcheck.registry import DTYPES, Function, Kernel, make_kernel
 
@@ -37,4 +38,6 @@ def suite(operation: str, function: Function, *, dtypes: Iterable[str] = DTYPES,
     UsageError: an unknown operation, dtype or field.
     """
     find_operation(operation)
+    if isinstance(properties, str):
+        raise UsageError(f"properties is {properties!r}; pass a list, e.g. [{properties!r}]")
     return Suite(make_kernel(operation, function, dtypes=dtypes, **declared), tuple(properties))

@@ -19,6 +19,7 @@ from stabcheck.registry import Kernel
 from stabcheck.verdicts import Comparison, Summary, Witness, failing_rows, summarise, witness
 
 NO_NUMBER = float("nan")
+LOST_DEVICE = "CUDA error"
 SHRINK_SECONDS = {True: 4.0, False: 6.0}  # by "on a GPU": how long Hypothesis may shrink a recipe
 
 
@@ -38,10 +39,12 @@ class Tally:
     def count(self, recipe: Recipe, outcome: Outcome) -> None:
         """Add one examined recipe."""
         self.examples += 1
+        self.unsupported += outcome.unsupported
+        if outcome.unsupported and not outcome.total.compared:
+            return  # refused: not exercised
         self.rows += recipe.total_rows
         self.elements += recipe.elements
-        self.unsupported += outcome.unsupported
-        self.vacuous += outcome.ok and not outcome.unsupported and recipe.elements > 0 and not outcome.total.compared
+        self.vacuous += outcome.ok and recipe.elements > 0 and not outcome.total.compared
         self.total += outcome.total
         self.regimes.update(regimes(recipe))
 
@@ -83,6 +86,7 @@ class Trial:
         self.tally = Tally()
         self._known: dict[str, Broken] = {}
         self._shrink_until = 0.0
+        self.lost = False  # the device's context died in a crash: nothing can run any more
 
     def __call__(self, recipe: Recipe) -> None:
         """Put the law to one recipe; raises Broken.
@@ -90,7 +94,7 @@ class Trial:
         A recipe known to fail is not run again: a kernel that fails now and then must not look like a flaky test.
         """
         found = self._known.get(recipe.to_json()) if self._known else None
-        if found is None and self._known and time.monotonic() > self._shrink_until:
+        if found is None and (self.lost or (self._known and time.monotonic() > self._shrink_until)):
             return  # enough of the recipe's shrinking; the domain shrinker goes on from the smallest known to fail
         if found is None:
             outcome = self.examine(recipe)
@@ -106,15 +110,23 @@ class Trial:
     def examine(self, recipe: Recipe, case: Case | None = None) -> Outcome:
         """Run the law once, counting nothing."""
         comparisons: list[Comparison] = []
+        unsupported = False
         try:
-            comparisons.extend(self.law.check(case or Case(self.kernel, self.device, recipe)))
-        except UnsupportedInput:
-            return Outcome(unsupported=True)
+            try:
+                for comparison in self.law.check(case or Case(self.kernel, self.device, recipe)):
+                    comparisons.append(comparison)
+            except UnsupportedInput:
+                unsupported = True  # what was compared before the refusal still counts
+            summaries = summarise(comparisons)
         except KernelFault as fault:
             return Outcome(fault=fault)
-        summaries = summarise(comparisons)
+        except RuntimeError as error:  # a launch fails when its result is waited for
+            if LOST_DEVICE not in str(error):
+                raise
+            self.lost = True
+            return Outcome(fault=KernelFault("crash", f"{LOST_DEVICE}: {str(error).strip().splitlines()[0]}"))
         failed = next((c for c, s in zip(comparisons, summaries, strict=True) if s.failed), None)
-        return Outcome(sum(summaries, Summary()), failed)
+        return Outcome(sum(summaries, Summary()), failed, unsupported=unsupported)
 
     def finding(self, recipe: Recipe, outcome: Outcome) -> Finding:
         """Describe a failed outcome."""

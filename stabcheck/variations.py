@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import gc
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 import torch
 
 from stabcheck.batches import Batch, empty_layout
+from stabcheck.floats import by_name
 from stabcheck.laws import Case, KernelFault
 from stabcheck.recipe import Layout
 
@@ -22,14 +26,17 @@ def random_order(case: Case, n: int) -> torch.Tensor:
 def exact_shift(case: Case) -> tuple[Batch, Batch, torch.Tensor]:
     """(shifted, base, exact [R, 1]): shifted = fl(x + c), base = shifted − c, and whether shifted = base + c holds exactly in the row.
 
-    c = ±2^k differs from sibling to sibling. Rounding happens once, in making `shifted`, so most rows are exact whatever x was.
+    c = ±2^k differs from sibling to sibling and stays below half the format's range. Rounding happens once, in making `shifted`, so most
+    rows are exact whatever x was; rows that overflow, or hold NaN or +inf, are not.
     """
     x = case.batch.logits
+    exponents = min(SHIFT_EXPONENTS, by_name(case.recipe.dtype).emax)
     rows = torch.arange(x.shape[0], device=x.device) * (case.recipe.siblings > 1) + case.recipe.seed
-    c = (torch.exp2((rows % SHIFT_EXPONENTS).double()) * (1 - 2 * (rows // SHIFT_EXPONENTS % 2)))[:, None]
+    c = (torch.exp2((rows % exponents).double()) * (1 - 2 * (rows // exponents % 2)))[:, None]
     shifted = (x.double() + c).to(x.dtype)
     base = (shifted.double() - c).to(x.dtype)
-    exact = (base.double() + c == shifted.double()).all(-1, keepdim=True)
+    exact = (base.double() + c == shifted.double()) & (shifted.isfinite() & base.isfinite() | (x == -torch.inf))
+    exact = exact.all(-1, keepdim=True)
     return case.batch.with_logits(shifted), case.batch.with_logits(base), exact
 
 
@@ -57,10 +64,13 @@ def with_columns_masked(case: Case) -> tuple[Batch, torch.Tensor]:
 
 
 def with_other_rows_nan(case: Case, parity: int) -> Batch:
-    """The batch, in its own layout, with every row of the other parity replaced by NaN."""
+    """The batch, in its own layout, with every row of the other parity NaN and given another row's scalars."""
     batch = relaid(case, case.recipe.layout)
     batch.logits[1 - parity :: 2] = torch.nan
-    return batch
+    inputs = {name: values.clone() for name, values in batch.inputs.items()}
+    for values in inputs.values():
+        values[1 - parity :: 2] = values.flip(0)[1 - parity :: 2]
+    return replace(batch, inputs=inputs, known={})
 
 
 def relaid(case: Case, layout: Layout) -> Batch:
@@ -81,12 +91,26 @@ def run_in_place(case: Case) -> torch.Tensor:
 
 
 def forget_tuning(module: str) -> None:
-    """Clear the caches of all triton autotuners that are globals of a module."""
+    """Clear the caches of all of triton's autotuners there were when `module` was first seen, wherever they are defined."""
+    for tuner in _autotuners(module):
+        tuner.cache.clear()
+
+
+@lru_cache(maxsize=64)
+def _autotuners(module: str) -> list[Any]:
     from triton.runtime.autotuner import Autotuner
 
-    for value in vars(sys.modules[module]).values() if module in sys.modules else ():
-        if isinstance(value, Autotuner):
-            value.cache.clear()
+    return [thing for thing in _alive() if isinstance(thing, Autotuner)]
+
+
+def _alive() -> list[Any]:
+    """Every object the collector knows; frozen ones are hidden from it, so thaw them for the look."""
+    frozen = gc.get_freeze_count()
+    gc.unfreeze()
+    things = gc.get_objects()
+    if frozen:
+        gc.freeze()
+    return things
 
 
 def run_captured(case: Case) -> torch.Tensor:
@@ -104,8 +128,11 @@ def run_captured(case: Case) -> torch.Tensor:
         case.run(static)  # compile and warm up outside the capture
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = case.run(static)
+    try:
+        with torch.cuda.graph(graph):
+            output = case.run(static)
+    except Exception as error:  # a kernel that asks the host breaks the capture, and ending the capture raises once more
+        raise KernelFault("crash", f"cannot be captured: {str(error).strip().splitlines()[0]}") from error
     static.logits.copy_(case.batch.logits)
     graph.replay()
     return output.clone()

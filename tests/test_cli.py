@@ -228,3 +228,17 @@ def test_a_gpu_that_is_not_there_is_told(cli, monkeypatch):
     code, _, err = cli("run", "kernels.py", "--device=cuda")
     assert code == 2
     assert "torch sees no GPU" in only_line(err)
+
+
+def test_a_target_behind_an_option_is_told_and_nothing_else_is_tested(cli):
+    code, _, err = cli("run", "-k", "accuracy", "kernels.py")
+    assert code == 2
+    assert "target kernels.py stands behind an option; put targets first" in only_line(err)
+
+
+def test_a_run_that_tested_nothing_ends_3(cli):
+    with open("kernels.py", "a") as file:
+        file.write("\n\ndef refuses(x, t):\n    raise stabcheck.UnsupportedInput('no')\n")
+    code, out, _ = cli("run", "kernels.py:refuses", OPERATION, "--device=cpu", "-k", "accuracy")
+    assert code == 3
+    assert "nothing was tested on CPU (interpreter)" in out

@@ -163,3 +163,20 @@ def test_trials_keep_their_hypothesis_examples_apart(project):
     project(suite(NAIVE, ', properties=["finiteness", "normalisation"]'), "--hypothesis-profile=kept", seed=None).assert_outcomes(failed=2)
     keys = [key for key, examples in kept.data.items() if examples and not key.endswith((b".secondary", b".pareto", b"metakeys"))]
     assert len(keys) == 2
+
+
+def test_a_finding_survives_a_shrinker_that_breaks(project, pytester, monkeypatch):
+    monkeypatch.setattr("stabcheck.items.shrink", lambda trial, finding: 1 / 0)
+    project(suite("def kernel(x, t):\n    return right(x, t) * 0.5", ', properties=["accuracy"]')).assert_outcomes(failed=1)
+    (found,) = findings(pytester)
+    assert "not shrunk: ZeroDivisionError" in found["text"]
+
+
+def test_a_sum_in_any_order_is_no_finding_on_a_cpu(project):
+    """One term after another, in fp32: what torch does for some layouts."""
+    one_by_one = """
+def kernel(x, t):
+    e = torch.exp((x - x.amax(-1, keepdim=True)) / t[:, None])
+    return e / e.cumsum(-1)[:, -1:]
+"""
+    project(suite(one_by_one, ', properties=["accuracy", "normalisation"]')).assert_outcomes(passed=2)

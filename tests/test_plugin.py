@@ -255,3 +255,34 @@ def test_a_project_that_does_not_use_it_pays_nothing(pytester):
     pytester.makepyfile("import sys\n\ndef test_it():\n    assert not {'torch', 'triton', 'hypothesis', 'numpy'} & set(sys.modules)\n")
     assert "stabcheck" in sys.modules
     pytester.runpytest_subprocess("-p", "no:hypothesispytest", "-p", "no:xdist").assert_outcomes(passed=1)
+
+
+TRITON_SUITE = """
+import stabcheck, torch, triton
+import triton.language as tl
+
+@triton.jit
+def softmax_row(x, t, out, V, BLOCK: tl.constexpr):
+    cols = tl.arange(0, BLOCK)
+    row = tl.load(x + tl.program_id(0) * V + cols, mask=cols < V, other=float("-inf")).to(tl.float32)
+    e = tl.exp((row - tl.max(row, 0)) / tl.load(t + tl.program_id(0)))
+    tl.store(out + tl.program_id(0) * V + cols, e / tl.sum(e, 0), mask=cols < V)
+
+def fused(x, t):
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    if x.shape[0]:
+        softmax_row[(x.shape[0],)](x, t, out, x.shape[1], triton.next_power_of_2(x.shape[1]))
+    return out
+
+test_fused = stabcheck.suite("temperature_softmax", fused, dtypes=["fp32"], properties=["normalisation"])
+"""
+
+
+def test_three_lines_are_enough_for_a_triton_kernel_without_a_gpu(pytester, monkeypatch):
+    """The test module imports the kernel, and so decorates it, before any law is collected."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    pytester.makepyfile(TRITON_SUITE)
+    ran = pytester.runpytest_subprocess()
+    ran.assert_outcomes(passed=1)

@@ -195,7 +195,7 @@ def hidden(tmp_path, monkeypatch):
 
 
 def test_a_module_that_nobody_named_is_not_imported(hidden):
-    with pytest.raises(UsageError, match=r"never_named:kernel, which is not imported unasked; allow it with --kernels never_named"):
+    with pytest.raises(UsageError, match=r"never_named, which is not imported unasked; allow it with --kernels never_named"):
         kernel_of(read(hidden), [])
     assert "never_named" not in sys.modules
 
@@ -258,3 +258,18 @@ def test_a_replay_changes_no_file(tmp_path):
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     replayed(file)
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("where", ["in_place", "routes", "target"])
+def test_no_part_of_a_file_imports_what_nobody_named(tmp_path, monkeypatch, where):
+    """A reproducer may come from a stranger: its other functions are no way round the question."""
+    monkeypatch.chdir(tmp_path)
+    _, file = saved(tmp_path)
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "stabcheck.kernels.evil.py").write_text("raise SystemExit('imported')")
+    data = json.loads(file.read_text()) | {"target": "stabcheck.kernels.softmax:nope", "kernel": "nope"}
+    evil = {"in_place": "evil.py:f", "routes": {"a": "evil.py:f"}, "target": "stabcheck.kernels.evil.py:f"}
+    data[where] = evil[where]
+    file.write_text(json.dumps(data))
+    with pytest.raises(UsageError, match="not imported unasked"):
+        kernel_of(read(file), [])

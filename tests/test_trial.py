@@ -1,6 +1,7 @@
 """A trial counts what it examined and raises what it finds, in a way that Hypothesis can shrink and never calls flaky."""
 
 import pytest
+import torch
 from planted import CPU, LAWS, finding_of, five_percent_too_much, inf, kernel, recipe, right, shaky, trial
 
 from stabcheck import UnsupportedInput
@@ -173,3 +174,51 @@ def test_a_policy_the_kernel_declares_is_what_it_is_held_to():
     assert Trial(kernel(right), LAWS["accuracy"], "fp32", CPU).examine(empty).ok
     zeros = kernel(right, policies={"empty_row": "zeros"})
     assert Trial(zeros, LAWS["accuracy"], "fp32", CPU).examine(empty).witness().kind == "non-finite"
+
+
+def test_what_was_compared_before_a_refusal_still_counts():
+    """The usual kernel: it takes padded rows, wrongly, and refuses column strides, which the layout law tries next."""
+
+    def kernel(x, t):
+        if x.stride(-1) != 1 and x.shape[1] > 1:
+            raise UnsupportedInput("columns must be contiguous")
+        return right(x, t) if x.is_contiguous() else right(x, t) * 0.5
+
+    assert trial(kernel, "layout").examine(recipe([0.0, 1.0, 2.0], [2.0, 1.0, 0.0])).ok is False
+
+
+def test_a_kernel_that_fails_only_when_asked_why_is_still_a_finding():
+    def kernel(x, t):
+        if not x.any():
+            raise UnsupportedInput("all zero")
+        return right(x, t) * 0.5
+
+    assert found_by(trial(kernel), recipe([5.0])).finding.kind == "wrong"
+
+
+def test_a_lost_device_is_a_crash_and_nothing_runs_after_it(monkeypatch):
+    def lost(comparisons):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("stabcheck.trial.summarise", lost)
+    examined = trial(right)
+    assert found_by(examined).finding.kind == "crash"
+    examined(recipe([1.0, 2.0]))  # neither run nor called a failure
+    assert examined.tally.examples == 1
+
+
+def test_a_buffer_returned_twice_is_told():
+    kept = {}
+
+    def kernel(x, t):
+        out = kept.setdefault((x.shape, x.dtype), torch.empty_like(x, memory_format=torch.contiguous_format))
+        return out.copy_(right(x, t))
+
+    found = found_by(trial(kernel, "permutation"), recipe([0.0, 1.0])).finding
+    assert (found.kind, "buffer of an earlier call" in found.detail) == ("memory", True)
+
+
+def test_a_refused_example_is_not_counted_as_exercised():
+    examined = trial(refuses)
+    examined(PLAIN)
+    assert (examined.tally.examples, examined.tally.rows, examined.tally.elements) == (1, 0, 0)

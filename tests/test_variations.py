@@ -193,3 +193,28 @@ def test_nan_rows_survive_a_shift():
     shifted, _, _ = exact_shift(case(recipe([nan, 0.0])))
     assert shifted.logits[0, 0].isnan()
     assert materialise(recipe([nan, 0.0])).logits[0, 0].isnan()
+
+
+def test_no_shift_overflows_the_format():
+    """inf + c = inf is exact and says nothing; in fp16 half of the rows once were of that sort."""
+    made = case(recipe([0.0, 1.0, -2.0], dtype="fp16").with_(siblings=64))
+    shifted, base, exact = exact_shift(made)
+    assert shifted.logits.isfinite().all()
+    assert base.logits.isfinite().all()
+    assert exact.float().mean() > 0.5
+
+
+def test_an_autotuner_of_another_module_is_forgotten_too():
+    import types
+
+    import triton
+
+    elsewhere = types.ModuleType("elsewhere")
+    elsewhere.tuned = triton.autotune([triton.Config({})], key=[])(triton.jit(_body))
+    elsewhere.tuned.cache["key"] = "best"
+    forget_tuning("a module of its own")
+    assert not elsewhere.tuned.cache
+
+
+def _body(x):
+    pass

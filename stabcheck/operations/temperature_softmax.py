@@ -15,6 +15,7 @@ import torch
 
 from stabcheck.batches import Batch
 from stabcheck.bounds import Contract, exponent_error, quotient_error, rounded, summation_error
+from stabcheck.floats import FP32
 from stabcheck.operations.base import Expected, Input, Operation
 
 TEMPERATURES = (1.0, 0.5, 2.0, 0.1, 0.7, 1.3, 10.0, 100.0, 1e-2, 3e-3, 1e-3, 1e-4, 1e-6, 1e-10, 1e-20, 1e-30, 1e-38, 1e-39, 2.0**-149)
@@ -47,6 +48,9 @@ def reference(batch: Batch, contract: Contract) -> Expected:
 
     if contract.policies["empty_row"] == "zeros":
         p, bound = p.masked_fill(m == -torch.inf, 0.0), bound.masked_fill(m == -torch.inf, 0.0)
+    if contract.error_model == "scale_first":  # x/T may overflow: such a kernel promises nothing there
+        overflow = x.abs().masked_fill(masked, 0.0).amax(-1, keepdim=True) / t > FP32.max
+        return Expected(p, bound, free=(overflow | ~(t > 0)).expand_as(x), order=order)
     if batch.smallest("temperature") > 0:
         return Expected(p, bound, order=order)
     return _zero_temperature(x, t, m, Expected(p, bound, order=order), contract)
