@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from stabcheck.floats import by_name
+from stabcheck.floats import Format, by_name
 from stabcheck.recipe import Layout, Mask, Recipe, Row
 
 TAPE_BITS = 20  # places a row may start at
 TAPE_TAIL = 1 << 18  # entries behind the last place: the widest row before the noise repeats
 LADDER_STEPS, SCALE_STEPS = 32, 24
+QUIET_NAN = {"fp32": 0x7FC00000, "bf16": 0x7FC0, "fp16": 0x7E00}
 SCALED = ("constant", "palette", "bell", "ramp")  # backgrounds the fan `scale` doubles
 SMALLEST_TEMPERATURE = 2.0**-149
 TAIL = 16  # poisoned elements behind the last row of a padded layout
@@ -78,7 +79,7 @@ def materialise(recipe: Recipe, device: str | torch.device = "cpu") -> Batch:
             block.copy_((block.float() * parts["scales"][:, None]).clamp_(-fmt.max, fmt.max))
         _mask(block, row.mask)
     if "edit_rows" in parts:
-        logits.index_put_((parts["edit_rows"], parts["edit_columns"]), parts["edit_values"].to(fmt.torch))
+        logits.index_put_((parts["edit_rows"], parts["edit_columns"]), _from_bits(parts["edit_values"], fmt))
     if "shifts" in parts:
         columns = (torch.arange(recipe.vocab, device=device) + parts["shifts"][:, None]) % recipe.vocab
         logits.copy_(logits.gather(1, columns))
@@ -123,10 +124,12 @@ def _plan(recipe: Recipe) -> dict[str, np.ndarray]:
         edits = [(k, {i % vocab: v for i, v in row.edits}) for k, row in enumerate(rows)]  # the last edit of a column wins
         plan["edit_rows"] = np.concatenate([np.repeat(k * n + sibling, len(e)) for k, e in edits])
         plan["edit_columns"] = np.concatenate([np.tile(np.array(list(e), np.int64), n) for _, e in edits])
-        plan["edit_values"] = np.concatenate([np.tile(np.array(list(e.values()), np.float64), n) for _, e in edits])
+        plan["edit_values"] = np.concatenate([np.tile(_to_bits(list(e.values()), recipe.dtype), n) for _, e in edits])
     for k, row in enumerate(rows):
-        if row.background.kind in ("palette", "literal"):
+        if row.background.kind == "palette":
             plan[f"values{k}"] = np.array(row.background.values, np.float64)
+        elif row.background.kind == "literal":
+            plan[f"values{k}"] = _to_bits(list(row.background.values), recipe.dtype)
             plan[f"counts{k}"] = np.array(row.background.counts, np.int64)
     for name, first in rows[0].inputs:
         values = np.repeat(np.array([row.input(name) for row in rows], np.float64 if isinstance(first, float) else np.int64), n)
@@ -138,6 +141,18 @@ def _plan(recipe: Recipe) -> dict[str, np.ndarray]:
     return plan
 
 
+def _to_bits(values: list[float], dtype: str) -> np.ndarray:
+    """The bit patterns of values in a format, as int64; one quiet NaN, since conversions disagree on its bits even on one CPU."""
+    fmt = by_name(dtype)
+    narrow = torch.tensor(values, dtype=torch.float64).to(fmt.torch)
+    bits = narrow.view(torch.int32 if fmt.bits == 32 else torch.int16).to(torch.int64).numpy()
+    return np.where(np.isnan(values), QUIET_NAN[dtype], bits)
+
+
+def _from_bits(bits: torch.Tensor, fmt: Format) -> torch.Tensor:
+    return bits.to(torch.int32 if fmt.bits == 32 else torch.int16).view(fmt.torch)
+
+
 def _fill(
     block: torch.Tensor, row: Row, recipe: Recipe, starts: torch.Tensor, values: torch.Tensor | None, counts: torch.Tensor | None
 ) -> None:
@@ -147,7 +162,7 @@ def _fill(
         block.fill_(fmt.round(row.background.values[0]))
     elif kind == "literal":
         assert values is not None and counts is not None
-        block.copy_(values.to(fmt.torch).repeat_interleave(counts, output_size=vocab))
+        block.copy_(_from_bits(values, fmt).repeat_interleave(counts, output_size=vocab))
     elif kind == "bits":
         block.copy_(_finite_bits(_noise(starts, vocab, "hash"), fmt.name))
     elif kind == "palette":

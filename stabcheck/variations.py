@@ -100,7 +100,7 @@ def forget_tuning(module: str) -> None:
 def _autotuners(module: str) -> list[Any]:
     from triton.runtime.autotuner import Autotuner
 
-    return [thing for thing in _alive() if isinstance(thing, Autotuner)]
+    return [thing for thing in _alive() if issubclass(type(thing), Autotuner)]
 
 
 def _alive() -> list[Any]:

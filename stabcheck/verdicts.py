@@ -76,11 +76,14 @@ def _counts(c: Comparison) -> torch.Tensor:
     error = (c.got.double() - c.expected).abs_()
     within = error <= c.bound
     ill = torch.zeros_like(within) if isinstance(c.bound, float) else (c.bound > c.expected.abs()).expand(error.shape)
-    free = torch.zeros_like(within) if c.free is None else c.free.expand(error.shape)
     used = error.div_(c.bound).masked_fill_(ill, 0.0)
+    counted = [within, ill]
     if c.free is not None:
-        within, ill, used = within | free, ill & ~free, used.masked_fill_(free, 0.0)
-    counts = torch.stack([within, ill, free]).flatten(1).sum(-1)
+        free = c.free.expand(error.shape)
+        counted, used = [within | free, ill & ~free, free], used.masked_fill_(free, 0.0)
+    counts = torch.stack(counted).flatten(1).sum(-1)
+    if c.free is None:
+        counts = torch.nn.functional.pad(counts, (0, 1))
     return torch.cat([counts, used.nan_to_num_(0.0, 0.0, 0.0).amax()[None]])  # cat takes the counts to fp64
 
 
