@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stabcheck.floats import Format, by_name
+from stabcheck.floats import by_name
 from stabcheck.recipe import Layout, Mask, Recipe, Row
 
 TAPE_BITS = 20  # places a row may start at
@@ -79,10 +79,11 @@ def materialise(recipe: Recipe, device: str | torch.device = "cpu") -> Batch:
             block.copy_((block.float() * parts["scales"][:, None]).clamp_(-fmt.max, fmt.max))
         _mask(block, row.mask)
     if "edit_rows" in parts:
-        logits.index_put_((parts["edit_rows"], parts["edit_columns"]), _from_bits(parts["edit_values"], fmt))
+        raw = bits_of(logits)
+        raw.index_put_((parts["edit_rows"], parts["edit_columns"]), parts["edit_values"].to(raw.dtype))
     if "shifts" in parts:
         columns = (torch.arange(recipe.vocab, device=device) + parts["shifts"][:, None]) % recipe.vocab
-        logits.copy_(logits.gather(1, columns))
+        bits_of(logits).copy_(bits_of(logits).gather(1, columns))
     names = [name for name, _ in recipe.rows[0].inputs]
     inputs = {name: _narrow(parts[f"input:{name}"]) for name in names}
     known = {name: float(plan[f"input:{name}"].min()) for name in names if recipe.total_rows}
@@ -144,13 +145,13 @@ def _plan(recipe: Recipe) -> dict[str, np.ndarray]:
 def _to_bits(values: list[float], dtype: str) -> np.ndarray:
     """The bit patterns of values in a format, as int64; one quiet NaN, since conversions disagree on its bits even on one CPU."""
     fmt = by_name(dtype)
-    narrow = torch.tensor(values, dtype=torch.float64).to(fmt.torch)
-    bits = narrow.view(torch.int32 if fmt.bits == 32 else torch.int16).to(torch.int64).numpy()
+    bits = bits_of(torch.tensor(values, dtype=torch.float64).to(fmt.torch)).to(torch.int64).numpy()
     return np.where(np.isnan(values), QUIET_NAN[dtype], bits)
 
 
-def _from_bits(bits: torch.Tensor, fmt: Format) -> torch.Tensor:
-    return bits.to(torch.int32 if fmt.bits == 32 else torch.int16).view(fmt.torch)
+def bits_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as integers: torch's copies of bf16 on a CPU rewrite the bits of NaN."""
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
 def _fill(
@@ -162,7 +163,8 @@ def _fill(
         block.fill_(fmt.round(row.background.values[0]))
     elif kind == "literal":
         assert values is not None and counts is not None
-        block.copy_(_from_bits(values, fmt).repeat_interleave(counts, output_size=vocab))
+        raw = bits_of(block)
+        raw.copy_(values.to(raw.dtype).repeat_interleave(counts, output_size=vocab))
     elif kind == "bits":
         block.copy_(_finite_bits(_noise(starts, vocab, "hash"), fmt.name))
     elif kind == "palette":

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stabcheck.batches import Batch
+from stabcheck.batches import Batch, bits_of
 from stabcheck.errors import UnsupportedInput
 from stabcheck.laws import Case
 
 MARGIN = 64  # elements on each side
 INT32_REACH = 1 << 31  # how far below its base an offset lands that wraps at 32 bits, in elements
 POISON = {1: 0x5A, 2: 0x7FE5, 4: 0x7FC5A5A5, 8: 0x7FF8A5A5A5A5A5A5}  # by element size; a NaN in each float format but one byte
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 WITNESSES = 3
 
 
@@ -33,7 +32,7 @@ class Guarded:
 
     def overrun(self) -> torch.Tensor:
         """[2 × margin] bool: elements of the margins that were written."""
-        bits = _bits(self.flat)
+        bits = bits_of(self.flat)
         edges = torch.cat([bits[: self.margin], bits[len(bits) - self.margin :]])
         return edges != POISON[self.flat.element_size()]
 
@@ -52,7 +51,7 @@ def guard(shape: Any, stride: Any, dtype: torch.dtype, device: Any, margin: int 
     """A poisoned tensor of the given shape and strides between two margins."""
     extent = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if all(shape) else 0
     flat = torch.empty(extent + 2 * margin, dtype=dtype, device=device)
-    _bits(flat).fill_(POISON[flat.element_size()])
+    bits_of(flat).fill_(POISON[flat.element_size()])
     return Guarded(flat.as_strided(shape, stride, margin), flat, margin)
 
 
@@ -69,7 +68,7 @@ class GuardAllocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = func(*args, **(kwargs or {}))
         if name not in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "zeros", "zeros_like", "new_zeros"):
             return made
-        if not made.numel() or made.element_size() not in INTEGERS:
+        if not made.numel() or made.element_size() not in POISON:
             return made
         guarded = guard(made.shape, made.stride(), made.dtype, made.device, self.margin)
         if "zeros" in name:
@@ -91,8 +90,8 @@ def run_guarded(case: Case) -> Watched:
     return Watched(
         output=output,
         overruns=torch.stack([b.overrun() for b in buffers]),
-        unwritten=_bits(output) == POISON[output.element_size()],
-        changed=torch.cat([(_bits(g.inner) != _bits(t)).flatten() for g, t in zip(inputs, case.batch.args, strict=True)])[None],
+        unwritten=bits_of(output) == POISON[output.element_size()],
+        changed=torch.cat([(bits_of(g.inner) != bits_of(t)).flatten() for g, t in zip(inputs, case.batch.args, strict=True)])[None],
     )
 
 
@@ -114,22 +113,18 @@ def run_beyond_int32(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     with GuardAllocations(INT32_REACH) as allocations:
         output = case.run(batch)
     first = output[:1]
-    differs = torch.cat([(_bits(part) != _bits(first)).any(-1, keepdim=True) for part in torch.split(output, 4096)])
+    differs = torch.cat([(bits_of(part) != bits_of(first)).any(-1, keepdim=True) for part in torch.split(output, 4096)])
     stray = torch.stack([_margins_written(b) for b in (logits, *allocations.made)])
     return output[[0, rows // 2, rows - 1]], differs, stray
 
 
 def _guarded_copy(tensor: torch.Tensor) -> Guarded:
     made = guard(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-    made.inner.copy_(tensor)
+    bits_of(made.inner).copy_(bits_of(tensor))
     return made
 
 
 def _margins_written(guarded: Guarded) -> torch.Tensor:
-    bits, poison = _bits(guarded.flat), POISON[guarded.flat.element_size()]
+    bits, poison = bits_of(guarded.flat), POISON[guarded.flat.element_size()]
     sides = (bits[: guarded.margin], bits[len(bits) - guarded.margin :])
     return torch.stack([(part != poison).any() for side in sides for part in torch.split(side, 1 << 28)]).any()[None]
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(INTEGERS[tensor.element_size()])
