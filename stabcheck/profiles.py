@@ -22,7 +22,7 @@ def register() -> None:
     for name, examples in EXAMPLES.items():
         if _known(name):
             continue
-        extra: dict[str, Any] = {"derandomize": True, "database": None} if name == "gate" else {}
+        extra: dict[str, Any] = {"derandomize": True, "database": None} if name == "gate" else {"derandomize": False}
         settings.register_profile(
             name,
             max_examples=examples,
