@@ -29,6 +29,7 @@ SIBLINGS = (1, 2, 0, 16, 128, 256, 512)
 LAYOUTS = (Layout(),) * 6 + (Layout(1), Layout(0, 1, 1), Layout(64), Layout(3, 1, 5), Layout(0, 2, 0), Layout(5, 3, 7))
 EDIT_COUNTS = (0, 1, 2, 0, 1, 3)
 MAX_ARCHETYPES = 3
+CHOICES = 256  # what one byte can pick
 HEADER = 6  # choices: vocab, (siblings, archetypes), fan, layout, seed (two)
 ROW = 3 + 2 * max(EDIT_COUNTS)  # choices: background, mask, number of edits, (column, value) each; the inputs follow
 
@@ -178,7 +179,8 @@ def vocab_sizes(space: Space) -> tuple[int, ...]:
     powers = [(1 << k) + d for k in range(4, 17) for d in (-1, 0, 1)]
     multiples = [b * k + d for b in space.blocks for k in (1, 2, 3, 5) for d in (-1, 0, 1)]
     sizes = _distinct([*small, *sorted({*powers, *multiples, 100, 1000, *REAL_VOCABS})])
-    return tuple(v for v in sizes if 0 < v <= min(space.max_vocab, space.max_elements))
+    fitting = tuple(v for v in sizes if 0 < v <= min(space.max_vocab, space.max_elements))
+    return fitting if len(fitting) <= CHOICES else fitting[: CHOICES // 2] + fitting[-CHOICES // 2 :]
 
 
 def _fitting(space: Space, vocab: int) -> tuple[tuple[int, int], ...]:

@@ -168,3 +168,12 @@ def test_a_drawn_recipe_survives_json():
         assert repr(from_data(to_data(recipe))) == repr(recipe)
 
     examine()
+
+
+def test_many_block_sizes_do_not_hide_the_large_vocabularies():
+    """One byte picks a size: with more sizes than that, the largest must still be among them."""
+    from stabcheck.strategies import CHOICES, Space, vocab_sizes
+
+    sizes = vocab_sizes(Space("temperature_softmax", "fp32", blocks=tuple(range(100, 4000, 97))))
+    assert len(sizes) == CHOICES
+    assert (sizes[0], sizes[-1]) == (1, 262144)
