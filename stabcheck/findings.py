@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import textwrap
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ UNSTABLE_HINT = """within the scale-first bound, and right once the maximum is s
            beforehand: the kernel loses accuracy as |x|/T grows. Subtract the
            maximum before dividing by T, or declare error_model="scale_first\""""
 SHOWN_VALUES = 8
+WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Finding:
         """The finding in a few lines, the same in terminal, JUnit, HTML and Markdown."""
         w = self.witness
         head = f"BROKEN  {self.property_name} · {self.kernel} · {self.dtype} · {self.arch}"
-        lines = [f"{head:<71}  id {self.id}", f"  law      {self.law}", f"  input    {describe(self.recipe)}"]
+        lines = [f"{head:<71}  id {self.id}", *_wrapped("  law      ", self.law), f"  input    {describe(self.recipe)}"]
         if w.what:
             lines.append(f"  compared {w.what}")
         if self.detail:
@@ -116,6 +118,10 @@ _TYPES = {kind: _type_of(kind) for kind in KINDS}
 def broken(finding: Finding) -> Broken:
     """The exception of the finding's kind."""
     return _TYPES[finding.kind](finding)
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=label, subsequent_indent=" " * len(label))
 
 
 def describe(recipe: Recipe) -> str:

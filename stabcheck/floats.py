@@ -6,7 +6,6 @@ Values are Python floats (fp64), in which every number of the three formats is e
 from __future__ import annotations
 
 import math
-import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,8 +121,3 @@ def to_hex(value: float) -> str:
 def from_hex(text: str) -> float:
     """Inverse of `to_hex`; raises ValueError for anything else."""
     return float.fromhex(text)
-
-
-def as_fp32(value: float) -> float:
-    """The nearest fp32 value, subnormals kept (used for temperatures)."""
-    return float(struct.unpack("<f", struct.pack("<f", value))[0])

@@ -34,9 +34,14 @@ def _table(ran: Results) -> Iterator[str]:
     groups: dict[tuple[str, str], Results] = defaultdict(list)
     for r in ran:
         groups[r["kernel"], r["dtype"]].append(r)
-    width = max((len(k) for k, _ in groups), default=6)
+    short = {kernel: kernel.partition("[")[2].removesuffix("]") for kernel, _ in groups}
+    width = max([6, *map(len, short.values())])
     yield f"{'kernel':<{width}} dtype worst use of bound   examples   rows  elements  ill found"
+    operation = ""
     for (kernel, dtype), rs in groups.items():
+        if (of := kernel.partition("[")[0]) != operation:
+            operation = of
+            yield operation
         tallies = [r["tally"] for r in rs]
         worst = max(rs, key=lambda r: r["tally"]["total"]["utilisation"])
         use = f"{worst['tally']['total']['utilisation']:.3f} {worst['property']}"
@@ -44,7 +49,7 @@ def _table(ran: Results) -> Iterator[str]:
         compared, ill = (sum(t["total"][key] for t in tallies) for key in ("compared", "ill"))
         found = len({f["id"] for r in rs for f in r["findings"]})
         share = f"{ill / compared:.0%}" if compared else "-"
-        yield f"{kernel:<{width}} {dtype:<5} {use:<22} {examples:>6} {rows:>6} {elements:>9} {share:>4} {found:>5}"
+        yield f"{short[kernel]:<{width}} {dtype:<5} {use:<22} {examples:>6} {rows:>6} {elements:>9} {share:>4} {found:>5}"
 
 
 def _regimes(ran: Results) -> Iterator[str]:

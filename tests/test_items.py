@@ -53,7 +53,8 @@ def test_the_failure_text_has_the_lines_of_the_design(project, pytester):
     assert finding["text"] in shown
     shape = [
         r"BROKEN  finiteness · temperature_softmax\[kernel\] · fp32 · interpreter +id [0-9a-f]{6}",
-        r"  law      the output is finite wherever the exact result is, and NaN only where the policy says so",
+        r"  law      the output is finite wherever the exact result is, and NaN only where",
+        r"           the policy says so",
         r"  input    V = [12], T = \S+, logits = \[.+\]",
         r"  got      nan at \(0, \d\) +expected \S+ +any finite value",
         r"  rows     1 of 1 non-finite +shrunk from \d+ × \d+ in \d+ steps",

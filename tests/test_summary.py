@@ -38,11 +38,11 @@ def text(*items):
 
 def test_the_worst_use_of_a_bound_is_told_with_its_law():
     shown = text(item(utilisation=0.5), item(prop="masking", utilisation=0.754321))
-    assert "temperature_softmax[mine] fp32  0.754 masking" in shown
+    assert "temperature_softmax\nmine   fp32  0.754 masking" in shown
 
 
 def test_sizes_add_up_and_are_short():
-    row = next(line for line in text(item(), item()).splitlines() if line.startswith("temperature_softmax"))
+    row = next(line for line in text(item(), item()).splitlines() if line.startswith("mine"))
     assert row.split()[-5:] == ["20", "40.0k", "6.0M", "25%", "0"]
 
 
