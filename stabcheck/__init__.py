@@ -17,6 +17,7 @@ _PUBLIC = {
     "UsageError": "errors",
     "UnsupportedInput": "errors",
     "Recipe": "recipe",
+    "materialise": "expansion",
     "recipes": "strategies",
     "suite": "suites",
     "assert_within_bound": "usage",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -25,8 +26,9 @@ TINY_T = 2.0**-92
 
 @dataclass(frozen=True)
 class Contract:
-    """What a kernel's output is held against: format of the output, edge policies, error model and the arithmetic of the device."""
+    """What a kernel is held against: formats of the logits and of its output, edge policies, error model, arithmetic of the device."""
 
+    input: Format
     output: Format
     profile: Profile
     policies: Mapping[str, str] = field(default_factory=dict)
@@ -47,29 +49,41 @@ class Contract:
         return self.output.subnormal + FLUSH
 
 
-def exponent_error(
-    x: torch.Tensor, m: torch.Tensor, z: torch.Tensor, t: torch.Tensor, smallest_t: float, contract: Contract
+def argument_error(
+    x: torch.Tensor, m: torch.Tensor, z: torch.Tensor, contract: Contract, t: torch.Tensor | None = None, smallest_t: float = 1.0
 ) -> torch.Tensor:
-    """κ: error of log(exp(z)) for z = (x − m)/T computed by subtracting, dividing, multiplying by log2 e and one exponential.
+    """Error of z = (x − m)/T, times log2 e, computed by subtracting, dividing and multiplying; t is None where there is no T.
 
     Subtraction rounds once (u); division by T costs `divide`, its reciprocal and a product one u more; the product with log2 e and the
-    rounding of that constant `log2e`: each relative to z, hence a·u·|z| with a = 2 + divide + log2e. Folding log2 e/T costs less.
-    The exponential itself adds `exp`·u. Inputs or differences below 2^-126 may be flushed, which moves z by their magnitude over T.
-    A kernel that declares scale_first computes x/T and m/T, each with a division's error relative to itself, and rounds their difference.
+    rounding of that constant `log2e`: each relative to z, hence a·u·|z| with a = 2 + divide + log2e, or 1 + log2e without T. Folding
+    log2 e/T costs less. Inputs or differences below 2^-126 may be flushed, which moves z by their magnitude over T. A kernel that declares
+    scale_first computes x·(log2 e)/T and m·(log2 e)/T, each relative to itself, and rounds their difference.
 
-    |z| is cut at 10^6: beyond, the exact result is 0 and κ multiplies it. `smallest_t` is the smallest of t, which the host knows: where
-    no T is below 2^-92 all flushing together moves z by less than 3·2^-34, and that constant is used in place of looking at the data.
+    `smallest_t` is the smallest of t, which the host knows: where no T is below 2^-92 all flushing together moves z by less than 3·2^-34,
+    and that constant is used in place of looking at the data.
     """
-    profile = contract.profile
-    a = 2 + profile.divide + profile.log2e
-    kappa = torch.rsub(z.clamp(min=-MOST_NEGATIVE), profile.exp * U + 3 * FLUSH / TINY_T, alpha=a * U)  # exp·u + a·u·|z|
-    if not smallest_t >= TINY_T:
-        flushed = _flushable(x) + _flushable(m) + _flushable(x - m)
-        kappa = (kappa + flushed / t).clamp_(max=MOST_ERROR)
+    a = slope(contract, t)
+    error = torch.rsub(z, 3 * FLUSH / (1.0 if t is None else TINY_T), alpha=a * U)  # a·u·|z|, since z ≤ 0, and the flushing
+    if t is not None and not smallest_t >= TINY_T:
+        error += (_flushable(x) + _flushable(m) + _flushable(x - m)) / t
     if contract.error_model == "scale_first":
-        scaled = (1 + profile.divide) * U * (x.abs() + m.abs()) / t
-        kappa = (kappa + scaled.masked_fill(x == -torch.inf, 0.0)).clamp_(max=MOST_ERROR)
-    return kappa
+        scaled = (x.abs() + m.abs()) * ((a - 1) * U)
+        error += (scaled if t is None else scaled / t).masked_fill(x == -torch.inf, 0.0)
+    return error
+
+
+def exponent_error(x: torch.Tensor, m: torch.Tensor, z: torch.Tensor, contract: Contract, **temperature: Any) -> torch.Tensor:
+    """κ: error of log(exp(z)): that of its argument (`argument_error`) and `exp`·u of the exponential itself.
+
+    |z| is cut at 10^6: beyond, the exact result is 0 and κ multiplies it.
+    """
+    error = argument_error(x, m, z.clamp(min=-MOST_NEGATIVE), contract, **temperature)
+    return error.add_(contract.profile.exp * U).clamp_(max=MOST_ERROR)
+
+
+def slope(contract: Contract, t: torch.Tensor | None = None) -> float:
+    """a: how many u·|z| an exponent z = (x − m)/T is off."""
+    return 1 + contract.profile.log2e + (0 if t is None else contract.profile.divide + 1)
 
 
 def summation_error(columns: int, contract: Contract) -> float:
@@ -105,6 +119,22 @@ def rounded(value: torch.Tensor, relative: torch.Tensor, contract: Contract) -> 
     if contract.u_out:
         relative.mul_(1 + contract.u_out).add_(contract.u_out)
     return relative.mul_(value.abs()).add_(contract.floor)
+
+
+def log_error(log_d: torch.Tensor, contract: Contract) -> torch.Tensor:
+    """Error of log d for d ≥ 1: that of the function, relative, and where d is near one absolute (the last bits of d are gone there)."""
+    return contract.profile.log * U * log_d.abs() + contract.profile.log_near_one * U
+
+
+def settled(value: torch.Tensor, error: torch.Tensor, contract: Contract) -> torch.Tensor:
+    """The bound of a stored result: its error, its rounding to fp32 and to the output, and the floor.
+
+    Where the result with its error passes the output's largest number, infinity is as right as any finite value: the bound is infinite.
+    """
+    magnitude = value.abs()
+    bound = error * (1 + contract.u_out) + magnitude * (U + contract.u_out) + contract.floor
+    bound = torch.where(magnitude + bound > contract.output.max, torch.inf, bound)
+    return torch.where(magnitude == torch.inf, 0.0, bound)
 
 
 def _flushable(x: torch.Tensor) -> torch.Tensor:

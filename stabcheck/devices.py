@@ -1,8 +1,11 @@
 """Devices: where kernels run, what is known of the arithmetic there, and whether Triton interprets or compiles.
 
 A profile holds the error constants of the elementary functions a kernel may use, in units of u = 2^-24 (fp32's unit roundoff; an error of
-n ulp is at most 2n·u relative). NVIDIA's are those of the PTX ISA manual: ex2.approx.f32 and div.full.f32 have a maximum error of 2 ulp.
-Triton's `tl.exp(z)` is ex2.approx(z·log2 e); its `/` is div.full.
+n ulp is at most 2n·u relative). NVIDIA's are those of the PTX ISA manual: ex2.approx.f32 and div.full.f32 have a maximum error of 2 ulp;
+lg2.approx.f32 is off by 2^-22 = 4u at most, absolutely for arguments in [0.5, 2] and relatively beyond, and ln 2 and the product with it
+add 2u. Triton's `tl.exp(z)` is ex2.approx(z·log2 e); its `/` is div.full; its `tl.log` is at least as good as lg2.approx.
+A tanh made of one exponential, 1 − 2/(exp(2|x|) + 1) beyond |x| = 0.625 and a polynomial below, is worst at the seam: there the quotient is
+0.8 of the result and e^(2|x|) 0.78 of its denominator, so (0.78·(exp + 1.25·(1 + log2e)) + divide + 1)·0.8 + 1 ≈ 10u.
 """
 
 from __future__ import annotations
@@ -26,13 +29,16 @@ class Profile:
     exp: float  # relative error of one exponential, its argument exact
     divide: float  # relative error of one division
     log2e: float = 2.0  # the constant log2 e rounded, and the product with it
+    log: float = 6.0  # relative error of a logarithm with its constant, for results beyond ln 2
+    log_near_one: float = 2.8  # absolute error of a logarithm near 1: 4u·ln 2
+    tanh: float = 10.0  # relative error of a hyperbolic tangent
     bf16_store: float = 1.0  # error of storing bf16 in its unit roundoffs: 1 rounds to nearest, 2 truncates
     sums_in_any_order: bool = False  # a row may be added one term after another, whatever the kernel declares
 
 
 GPU = Profile("NVIDIA, PTX ISA manual", exp=4.0, divide=4.0)
-# numpy's SIMD expf states 2.52 ulp; IEEE division; the interpreter truncates fp32 to bf16 when it stores.
-INTERPRETER = Profile("CPU, Triton interpreter", exp=5.04, divide=1.0, bf16_store=2.0, sums_in_any_order=True)
+# numpy's SIMD expf states 2.52 ulp and its logf 3.83; IEEE division; the interpreter truncates fp32 to bf16 when it stores.
+INTERPRETER = Profile("CPU, Triton interpreter", exp=5.04, divide=1.0, log=7.66, log_near_one=0.0, bf16_store=2.0, sums_in_any_order=True)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stabcheck.floats import FP32, Format, by_name
+from stabcheck.operations import operation
+from stabcheck.operations.base import CODES, Operation
 from stabcheck.recipe import Background, Recipe, Row
 from stabcheck.verdicts import ANY_FINITE, KINDS, Witness
 
-UNSTABLE_HINT = """within the scale-first bound, and right once the maximum is subtracted
-           beforehand: the kernel loses accuracy as |x|/T grows. Subtract the
-           maximum before dividing by T, or declare error_model="scale_first\""""
 SHOWN_VALUES = 8
 WIDTH = 80
 
@@ -63,9 +62,10 @@ class Finding:
             lines.append(f"  cause    {self.detail}")
         if not math.isnan(w.bound):
             bound = "any finite value" if w.bound == ANY_FINITE else f"bound {w.bound:.2g}"
-            lines.append(f"  got      {w.got:.9g} at ({w.row}, {w.column})".ljust(38) + f"expected {w.expected:.9g}".ljust(24) + bound)
-        if self.kind == "unstable":
-            lines.append(f"  note     {UNSTABLE_HINT}")
+            place = f"({w.row}, {w.column})" if w.column is not None else f"row {w.row}"
+            lines.append(f"  got      {w.got:.9g} at {place}".ljust(38) + f"expected {w.expected:.9g}".ljust(24) + bound)
+        if w.model:
+            lines += _wrapped("  note     ", self._note(w.model))
         lines.append(f"  rows     {w.failed_rows} of {w.rows} {self.kind}".ljust(38) + self._history())
         if self.files:
             lines.append(f"  replay   {self.replay_command()}" + (f"\n  script   {self.files[1]}" if len(self.files) > 1 else ""))
@@ -92,6 +92,10 @@ class Finding:
             "replay": self.replay_command() if self.files else "",
             "text": self.text(),
         }
+
+    def _note(self, model: str) -> str:
+        known = f"within the {model} bound, and right once the maximum is subtracted beforehand: "
+        return known + f'{operation(self.recipe.operation).error_models[model]}, or declare error_model="{model}"'
 
     def _history(self) -> str:
         if self.shrunk_from is None:
@@ -125,17 +129,20 @@ def _wrapped(label: str, text: str) -> list[str]:
 
 
 def describe(recipe: Recipe) -> str:
-    """The input in one line: sizes, temperatures and logits when they are few."""
+    """The input in one line: sizes, options, inputs, and logits when they are few."""
     size = f"V = {recipe.vocab}" if recipe.total_rows == 1 else f"{recipe.total_rows} rows, V = {recipe.vocab}"
-    fmt = by_name(recipe.dtype)
-    rows = [_row(row, fmt) for row in recipe.rows[:3]]
+    fmt, op = by_name(recipe.dtype), operation(recipe.operation)
+    rows = [_row(row, fmt, op) for row in recipe.rows[:3]]
+    options = "".join(f", {name} = {value}" for name, value in recipe.options)
     layout = "" if recipe.layout.contiguous else f", {recipe.layout}"
     more = "" if len(recipe.rows) <= 3 else f" | … {len(recipe.rows) - 3} more"
-    return f"{size}, " + " | ".join(rows) + more + layout
+    return f"{size}{options}, " + " | ".join(rows) + more + layout
 
 
-def _row(row: Row, fmt: Format) -> str:
-    scalars = [f"{'T' if name == 'temperature' else name} = {FP32.text(v) if isinstance(v, float) else v}" for name, v in row.inputs]
+def _row(row: Row, fmt: Format, op: Operation) -> str:
+    given = [(spec, row.input(spec.name, spec.default)) for spec in op.inputs]
+    shown = [(spec, v) for k, (spec, v) in enumerate(given) if k == 0 or v != spec.default]  # the first always, others if unusual
+    scalars = [f"{spec.symbol or spec.name} = {FP32.text(v) if isinstance(v, float) else CODES.get(v, v)}" for spec, v in shown]
     extras = [] if row.mask.kind == "none" else [f"-inf {row.mask.kind}({row.mask.a}, {row.mask.b})"]
     extras += [f"x[{i}] = {fmt.text(v)}" for i, v in row.edits]
     return ", ".join([*scalars, f"logits = {_values(row.background, fmt)}", *extras])

@@ -6,19 +6,22 @@ that is poisoned and has the same margins. Poison is a NaN with a payload of its
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stabcheck.batches import Batch, bits_of
+from stabcheck.cases import Case, KernelFault
 from stabcheck.errors import UnsupportedInput
-from stabcheck.laws import Case
+from stabcheck.operations.base import IGNORED, Results, of_rows
+from stabcheck.verdicts import Comparison
 
 MARGIN = 64  # elements on each side
 INT32_REACH = 1 << 31  # how far below its base an offset lands that wraps at 32 bits, in elements
 POISON = {1: 0x5A, 2: 0x7FE5, 4: 0x7FC5A5A5, 8: 0x7FF8A5A5A5A5A5A5}  # by element size; a NaN in each float format but one byte
+LARGE = 1 << 30
 WITNESSES = 3
 
 
@@ -39,11 +42,11 @@ class Guarded:
 
 @dataclass(frozen=True)
 class Watched:
-    """A guarded run: the output, and maps of what went wrong: [buffers, margins], [R, V], [1, all inputs]."""
+    """A guarded run: the results, and maps of what went wrong: [buffers, margins], one of each output's shape, [1, all inputs]."""
 
-    output: torch.Tensor
+    results: Results
     overruns: torch.Tensor
-    unwritten: torch.Tensor
+    unwritten: dict[str, torch.Tensor]
     changed: torch.Tensor
 
 
@@ -56,11 +59,14 @@ def guard(shape: Any, stride: Any, dtype: torch.dtype, device: Any, margin: int 
 
 
 class GuardAllocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Gives every uninitialised or zeroed tensor allocated inside it poison and margins; `made` lists them."""
+    """Gives every uninitialised or zeroed tensor allocated inside it poison and margins; `made` lists them.
 
-    def __init__(self, margin: int = MARGIN) -> None:
+    `large`: the margin of buffers of 2^30 elements or more, into which an offset may wrap.
+    """
+
+    def __init__(self, large: int = MARGIN) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.margin = margin
+        self.large = large
         self.made: list[Guarded] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -70,56 +76,97 @@ class GuardAllocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return made
         if not made.numel() or made.element_size() not in POISON:
             return made
-        guarded = guard(made.shape, made.stride(), made.dtype, made.device, self.margin)
+        guarded = guard(made.shape, made.stride(), made.dtype, made.device, self.large if made.numel() >= LARGE else MARGIN)
         if "zeros" in name:
             guarded.inner.zero_()
         self.made.append(guarded)
         return guarded.inner
 
 
+def guarded_batch(case: Case, batch: Batch, margin: int = MARGIN) -> tuple[Batch, list[Guarded]]:
+    """The batch with its tensors copied between poisoned margins, and these."""
+    guards = [_guarded_copy(t, margin) for t in batch.args]
+    inputs = {name: g.inner for name, g in zip(batch.inputs, guards[1:], strict=True)}
+    return replace(batch, logits=guards[0].inner, inputs=inputs), guards
+
+
 def run_guarded(case: Case) -> Watched:
     """Run the kernel with every buffer guarded and compare the bits around and inside them before and after."""
-    inputs = [_guarded_copy(t) for t in case.batch.args]
-    names = list(case.batch.inputs)
-    batch = Batch(inputs[0].inner, {n: g.inner for n, g in zip(names, inputs[1:], strict=True)}, case.batch.known)
+    batch, inputs = guarded_batch(case, case.batch)
     allocations = GuardAllocations()
     _ = case.expected
     with allocations:
-        output = case.run(batch)
+        results = case.run(batch)
     buffers = [*inputs, *allocations.made]
     return Watched(
-        output=output,
+        results=results,
         overruns=torch.stack([b.overrun() for b in buffers]),
-        unwritten=bits_of(output) == POISON[output.element_size()],
+        unwritten={name: bits_of(values) == POISON[values.element_size()] for name, values in results.items()},
         changed=torch.cat([(bits_of(g.inner) != bits_of(t)).flatten() for g, t in zip(inputs, case.batch.args, strict=True)])[None],
     )
 
 
-def run_beyond_int32(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def run_beyond_int32(case: Case) -> tuple[Results, torch.Tensor, torch.Tensor]:
     """Run on more than 2^31 elements, every row the case's first one.
 
-    Returns (results of rows 0, middle and last [3, V]; [rows, 1] bool: rows that differ from row 0; [buffers, 1] bool: margins written).
+    Returns (results of rows 0, middle and last; [rows, 1] bool: rows that differ from row 0; [buffers, 1] bool: margins written).
     Raises UnsupportedInput where the device has too little memory.
     """
     source = case.batch.pick(slice(0, 1))
     vocab = source.logits.shape[1]
     rows = INT32_REACH // vocab + WITNESSES
-    needed = (rows * vocab + INT32_REACH * 2) * (source.logits.element_size() + case.contract.output.bits // 8) * 1.1
+    sizes = source.logits.element_size() + sum(case.contract.output.bits // 8 for o in case.operation.outputs if o.per == "element")
+    needed = (rows * vocab + INT32_REACH * 2) * sizes * 1.1
     if needed > torch.cuda.mem_get_info()[0]:
         raise UnsupportedInput(f"64-bit offsets need {needed / 2**30:.0f} GiB of free device memory; run them on a larger GPU")
     logits = guard((rows, vocab), (vocab, 1), source.logits.dtype, source.logits.device, INT32_REACH)
     logits.inner.copy_(source.logits.expand(rows, vocab))
-    batch = Batch(logits.inner, {k: v.expand(rows).contiguous() for k, v in source.inputs.items()})
+    batch = replace(source, logits=logits.inner, inputs={k: v.expand(rows).contiguous() for k, v in source.inputs.items()})
     with GuardAllocations(INT32_REACH) as allocations:
-        output = case.run(batch)
-    first = output[:1]
-    differs = torch.cat([(bits_of(part) != bits_of(first)).any(-1, keepdim=True) for part in torch.split(output, 4096)])
+        results = case.run(batch)
+    differs = torch.stack([_differs_from_first(values) for values in results.values()]).any(0)[:, None]
     stray = torch.stack([_margins_written(b) for b in (logits, *allocations.made)])
-    return output[[0, rows // 2, rows - 1]], differs, stray
+    return of_rows(results, [0, rows // 2, rows - 1]), differs, stray
 
 
-def _guarded_copy(tensor: torch.Tensor) -> Guarded:
-    made = guard(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+def run_with_bad_target(case: Case, bad: int) -> list[Comparison]:
+    """Give one row a target out of range, the logits between margins wide enough for it, and compare what comes with the policy.
+
+    Raises KernelFault if the kernel raises nothing where it should.
+    """
+    batch, name = case.batch, case.operation.column_input
+    if bad == batch.options.get("ignore_index", IGNORED):
+        return []
+    good, at = case.run(), case.recipe.seed % len(batch.logits)
+    target = batch.inputs[name].clone()
+    target[at] = bad
+    reach = sum(batch.logits.stride()) * 4 + MARGIN
+    guarded, _ = guarded_batch(case, batch.with_inputs(**{name: target}), reach)
+    what = f"{name} = {bad} in row {at}, V = {case.recipe.vocab}"
+    try:
+        case.call(guarded)
+    except UnsupportedInput:
+        raise
+    except Exception:
+        return [case.no_fault(torch.zeros((1, 1), dtype=torch.bool, device=target.device), what)]
+    results = case.run(guarded)
+    if case.contract.policies["bad_target"] == "error":
+        returned = ", ".join(f"{n} {values[at].flatten()[0].item():.6g}" for n, values in results.items())
+        raise KernelFault("wrong", f"{what} raised no error; returned {returned}")
+    others = torch.arange(len(target), device=target.device) != at
+    nan = {n: torch.full_like(values[at : at + 1], torch.nan) for n, values in results.items()}
+    poisoned = case.same_bits(of_rows(results, slice(at, at + 1)), nan, what=what, aligned=False)
+    return [*poisoned, *case.same_bits(of_rows(results, others), of_rows(good, others), what=f"other rows beside {what}", aligned=False)]
+
+
+def _differs_from_first(values: torch.Tensor) -> torch.Tensor:
+    """[rows] bool: rows whose bits are not those of row 0."""
+    bits = bits_of(values).reshape(len(values), -1)
+    return torch.cat([(part != bits[:1]).any(-1) for part in torch.split(bits, 4096)])
+
+
+def _guarded_copy(tensor: torch.Tensor, margin: int) -> Guarded:
+    made = guard(tensor.shape, tensor.stride(), tensor.dtype, tensor.device, margin)
     bits_of(made.inner).copy_(bits_of(tensor))
     return made
 

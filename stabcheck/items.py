@@ -101,7 +101,7 @@ def items_for(
         for kernel in kernels:
             if kernel.mutant and law.name not in kernel.mutant.killed_by:
                 continue
-            for dtype in kernel.dtypes[:1] if kernel.mutant else kernel.dtypes:
+            for dtype in _dtypes(law, kernel):
                 trial = Trial(kernel, law, dtype, device)
                 parts = [kernel.operation, kernel.name, dtype] if name.removeprefix("test_") == law.name else [law.name, dtype]
                 item = LawItem.from_parent(collector, name=f"{name}[{'-'.join(parts)}]", callobj=_test(trial, profile))
@@ -109,6 +109,13 @@ def items_for(
                     item.add_marker(pytest.mark.big)
                 item.trial, item.report_dir, item.why_not = trial, report_dir, law.why_not(kernel, device)
                 yield item
+
+
+def _dtypes(law: Law, kernel: Kernel) -> tuple[str, ...]:
+    """The dtypes a law is put to a kernel in; none where it says nothing about the operation."""
+    if not law.applies(kernel):
+        return ()
+    return tuple(d for d in (kernel.dtypes[:1] if kernel.mutant else kernel.dtypes) if d in law.dtypes)
 
 
 def _test(trial: Trial, profile: str | None) -> Callable[[], None]:
@@ -128,7 +135,7 @@ def _test(trial: Trial, profile: str | None) -> Callable[[], None]:
     key = f"{trial.law.name} {trial.kernel.target} {trial.kernel.id} {trial.dtype}"
     drawn_test._hypothesis_internal_add_digest = key.encode()  # type: ignore[attr-defined]
     on_gpu = trial.device.is_gpu
-    space = space_for(trial.kernel, trial.dtype, **LIMITS[on_gpu])
+    space = space_for(trial.kernel, trial.dtype, **LIMITS[on_gpu], fixed_options=trial.law.fixed_options(trial.kernel))
     weight = trial.law.weight if on_gpu else min(trial.law.weight, CPU_WEIGHT)
     if trial.kernel.mutant:
         profile, weight = "gate", MUTANT_WEIGHT  # the same examples in every run, and enough of them

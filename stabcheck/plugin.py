@@ -127,6 +127,9 @@ class Session:
         if unknown:
             raise UsageError(f"unknown property {unknown[0]!r} in suite {name}; stabcheck knows {', '.join(laws)}")
         chosen = [law for law in laws.values() if law.name in (obj.properties or laws)]
+        foreign = [law.name for law in chosen if obj.properties and not law.applies(obj.kernel)]
+        if foreign:
+            raise UsageError(f"property {foreign[0]!r} of suite {name} says nothing about {obj.kernel.operation}; leave it out")
         return items_for(collector, name, chosen, [obj.kernel], device, self.profile, self.report_dir)
 
     def pytest_collection_finish(self) -> None:

@@ -62,10 +62,10 @@ class Row:
     background: Background = Background()
     mask: Mask = Mask()
     edits: tuple[tuple[int, float], ...] = ()
-    inputs: tuple[tuple[str, float | int], ...] = (("temperature", 1.0),)
+    inputs: tuple[tuple[str, float | int], ...] = ()
 
-    def input(self, name: str, default: float | int = 1.0) -> float | int:
-        """The row's scalar of that name."""
+    def input(self, name: str, default: float | int) -> float | int:
+        """The row's scalar of that name; what a recipe leaves out has the operation's default."""
         return dict(self.inputs).get(name, default)
 
 
@@ -88,6 +88,7 @@ class Recipe:
 
     Sibling 0 is the archetype itself; the others differ by `fan`: reseed (other random numbers), rotate (and the columns
     rotated), ladder (and T halved from one to the next, cycling over 32 steps), scale (and the background doubled, over 24).
+    `options` are constants of the kernel's call that differ from the operation's defaults.
     """
 
     operation: str
@@ -98,12 +99,14 @@ class Recipe:
     fan: str = "reseed"
     seed: int = 0
     layout: Layout = field(default_factory=Layout)
+    options: tuple[tuple[str, Any], ...] = ()
 
     def __repr__(self) -> str:
         rows = "; ".join(_describe(r) for r in self.rows)
         extras = f", fan={self.fan}, seed={self.seed}" if self.siblings > 1 else ""
-        layout = "" if self.layout.contiguous else f", {self.layout}"
-        return f"Recipe({self.operation}, {self.dtype}, {self.total_rows} × {self.vocab}: {rows}{extras}{layout})"
+        extras += "" if self.layout.contiguous else f", {self.layout}"
+        extras += "".join(f", {name}={value}" for name, value in self.options)
+        return f"Recipe({self.operation}, {self.dtype}, {self.total_rows} × {self.vocab}: {rows}{extras})"
 
     @property
     def total_rows(self) -> int:
@@ -139,6 +142,7 @@ def to_data(recipe: Recipe) -> dict[str, Any]:
         "seed": recipe.seed,
         "layout": [recipe.layout.pad, recipe.layout.step, recipe.layout.offset],
         "rows": [_row_data(row) for row in recipe.rows],
+        **({"options": [[name, to_hex(v) if isinstance(v, float) else v] for name, v in recipe.options]} if recipe.options else {}),
     }
 
 
@@ -157,6 +161,7 @@ def from_data(data: Any) -> Recipe:
             fan=_one_of(data["fan"], FANS),
             seed=int(data["seed"]),
             layout=Layout(*map(int, data["layout"])),
+            options=tuple((str(k), from_hex(v) if isinstance(v, str) else v) for k, v in data.get("options", ())),
         )
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as cause:
         if isinstance(cause, UsageError):
@@ -217,5 +222,5 @@ def _describe(row: Row) -> str:
     if row.mask.kind != "none":
         parts.append(f"-inf {row.mask.kind}({row.mask.a}, {row.mask.b})")
     parts += [f"[{i}]={v:g}" for i, v in row.edits]
-    parts += [f"{name}={value:g}" for name, value in row.inputs if (name, value) != ("temperature", 1.0)]
+    parts += [f"{name}={value:g}" for name, value in row.inputs]
     return " ".join(parts)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 from stabcheck.floats import Format, by_name
+from stabcheck.operations import operation
+from stabcheck.operations.base import IGNORED, LARGEST, SMALLEST
 from stabcheck.recipe import Recipe, Row
 
 Rule = Callable[[Recipe, Row, Format], bool]
@@ -20,7 +24,15 @@ def _finite(row: Row) -> list[float]:
 
 
 def _temperature(row: Row) -> float:
-    return float(row.input("temperature"))
+    return float(row.input("temperature", 1.0))
+
+
+def _target(recipe: Recipe, row: Row) -> int:
+    return int(row.input(operation(recipe.operation).column_input, 0))
+
+
+def _upstream(row: Row) -> float:
+    return float(row.input("upstream", 1.0))
 
 
 def _neighbours(row: Row, fmt: Format) -> bool:
@@ -48,10 +60,6 @@ REGIMES: dict[str, Rule] = {
     "-inf everywhere": lambda r, row, f: row.mask.kind == "all" and not row.edits,
     "NaN": lambda r, row, f: any(v != v for v in _values(row)),
     "+inf": lambda r, row, f: float("inf") in _values(row),
-    "T < 1e-2": lambda r, row, f: 0 < _temperature(row) < 1e-2 or (r.fan == "ladder" and r.siblings > 8),
-    "subnormal T": lambda r, row, f: 0 < _temperature(row) < 2.0**-126,
-    "T = 0": lambda r, row, f: _temperature(row) == 0,
-    "mixed T": lambda r, row, f: len({_temperature(x) for x in r.rows}) > 1 or (r.fan == "ladder" and r.siblings > 1),
     "odd V": lambda r, row, f: r.vocab % 2 == 1,
     "V = 1": lambda r, row, f: r.vocab == 1,
     "V = 2^k ± 1": lambda r, row, f: r.vocab > 8 and any((v & (v - 1)) == 0 for v in (r.vocab - 1, r.vocab + 1)),
@@ -62,8 +70,50 @@ REGIMES: dict[str, Rule] = {
     "column stride": lambda r, row, f: r.layout.step > 1,
     "base offset": lambda r, row, f: r.layout.offset > 0,
 }
+INPUT_REGIMES: dict[str, dict[str, Rule]] = {
+    "temperature": {
+        "T < 1e-2": lambda r, row, f: 0 < _temperature(row) < 1e-2 or (r.fan == "ladder" and r.siblings > 8),
+        "subnormal T": lambda r, row, f: 0 < _temperature(row) < 2.0**-126,
+        "T = 0": lambda r, row, f: _temperature(row) == 0,
+        "mixed T": lambda r, row, f: len({_temperature(x) for x in r.rows}) > 1 or (r.fan == "ladder" and r.siblings > 1),
+    },
+    "target": {
+        "target at the maximum": lambda r, row, f: _target(r, row) == LARGEST,
+        "target at the minimum": lambda r, row, f: _target(r, row) == SMALLEST,
+        "target edited": lambda r, row, f: any(i % r.vocab == _target(r, row) for i, _ in row.edits),
+        "ignored row": lambda r, row, f: _target(r, row) == IGNORED,
+        "every row ignored": lambda r, row, f: all(_target(r, x) == IGNORED for x in r.rows),
+    },
+    "upstream": {
+        "zero upstream": lambda r, row, f: _upstream(row) == 0,
+        "huge upstream": lambda r, row, f: abs(_upstream(row)) >= 1e4,
+        "mixed upstream": lambda r, row, f: len({_upstream(x) for x in r.rows}) > 1,
+    },
+}
+INPUT_REGIMES["labels"] = {name: rule for name, rule in INPUT_REGIMES["target"].items() if "ignored" not in name}
 EMPTY = "no rows"
-ALL = (*REGIMES, EMPTY)
+
+
+@lru_cache(maxsize=16)
+def rules(operation_name: str) -> dict[str, Rule]:
+    """The regimes of an operation: those of the logits, of its inputs, and each value of its options that is not the default."""
+    op = operation(operation_name)
+    found = dict(REGIMES)
+    for spec in op.inputs:
+        meaningless = () if spec.under else ("T = 0",)
+        found |= {name: rule for name, rule in INPUT_REGIMES.get(spec.name, {}).items() if name not in meaningless}
+    for option in op.options:
+        found |= {f"{option.name} = {v}": _option_rule(option.name, v) for v in option.values[1:]}
+    return found
+
+
+def _option_rule(name: str, value: Any) -> Rule:
+    return lambda recipe, row, fmt: dict(recipe.options).get(name) == value
+
+
+def names(operation_name: str) -> tuple[str, ...]:
+    """Every regime of an operation."""
+    return (*rules(operation_name), EMPTY)
 
 
 def regimes(recipe: Recipe) -> Counter[str]:
@@ -73,7 +123,7 @@ def regimes(recipe: Recipe) -> Counter[str]:
     fmt = by_name(recipe.dtype)
     found: Counter[str] = Counter()
     for row in recipe.rows:
-        for name, rule in REGIMES.items():
+        for name, rule in rules(recipe.operation).items():
             if rule(recipe, row, fmt):
                 found[name] += recipe.siblings
     return found

@@ -18,7 +18,6 @@ Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
 
 DTYPES = ("fp32", "bf16", "fp16")
-ERROR_MODELS = ("shift_first", "scale_first")
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,20 @@ class Mutant:
 class Kernel:
     """One implementation of an operation, with what it supports.
 
-    `function` takes the operation's inputs by position and returns a new output. `in_place`, if given, has the same
-    signature, overwrites its first input and returns it. `routes` names every code path a dispatcher may take.
+    `function` takes the operation's inputs by position, its options by keyword, and returns new outputs. `in_place`, if given, has the
+    same signature and overwrites the logits with the output of their shape. `routes` names every code path a dispatcher may take.
+    `options` limits an option to the values the kernel supports, e.g. {"softcap": (0.0,)}.
     """
 
     name: str
     operation: str
     function: Function
     dtypes: tuple[str, ...] = DTYPES
-    output: str = "input"  # "input": the output has the input's dtype; "fp32": always fp32
+    output: str | None = None  # "input": the output has the logits' dtype; "fp32"; None: what the operation says
     in_place: Function | None = None
     routes: Mapping[str, Function] = field(default_factory=dict)
     policies: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     error_model: str = "shift_first"
     tile: int = 1024  # elements summed at once; with `lanes` the height of the summation follows from it
     lanes: int = 128  # threads that sum a tile side by side; Triton's default is 4 warps of 32
@@ -127,21 +128,29 @@ def _check_declared(made: Kernel) -> None:
     """Raise UsageError for a value no kernel can have."""
     from stabcheck.operations import operation  # late: it imports torch, which the pytest plugin must not
 
-    known = operation(made.operation).policies
+    of = operation(made.operation)
+    known, pools = of.policies, {option.name: option.values for option in of.options}
     _check(bool(made.dtypes), "dtypes is empty; name at least one dtype the kernel supports")
     for dtype in made.dtypes:
         _check(dtype in DTYPES, f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
     for policy, answer in made.policies.items():
         _check(answer in known.get(policy, ()), f"unknown policy {policy}={answer!r}; {made.operation} has {dict(known)}")
-    _check(made.error_model in ERROR_MODELS, f"unknown error_model {made.error_model!r}; use one of {', '.join(ERROR_MODELS)}")
-    _check(made.output in ("input", "fp32"), f"unknown output {made.output!r}; use 'input' or 'fp32'")
+    for name, values in made.options.items():
+        fits = isinstance(values, tuple | list) and set(values) <= set(pools.get(name, ()))
+        _check(fits, f"options are {name}={values!r}; {made.operation} has {pools}")
+        _check(pools[name][0] in values, f"options are {name}={values!r}; the default {pools[name][0]!r} must be among them")
+    _check(made.error_model in of.error_models, f"unknown error_model {made.error_model!r}; use one of {', '.join(of.error_models)}")
+    _check(made.output in ("input", "fp32", None), f"unknown output {made.output!r}; use 'input' or 'fp32'")
     for field_name in ("tile", "lanes", "max_vocab"):
         value = getattr(made, field_name)
         fits = (value is None and field_name == "max_vocab") or (isinstance(value, int) and value >= 1)
         _check(fits, f"{field_name} is {value!r}; pass a whole number of at least 1")
     _check(_positive(made.blocks), f"blocks is {made.blocks!r}; pass a tuple of at least one positive block size")
     _check(isinstance(made.strides, bool), f"strides is {made.strides!r}; pass True or False")
-    narrow = made.in_place and made.output == "fp32" and made.dtypes != ("fp32",)
+    overwrites = next((output for output in of.outputs if output.per == "element"), None)
+    _check(overwrites is not None or made.in_place is None, f"{made.operation} has no output of the logits' shape to overwrite them with")
+    declared = overwrites is not None and overwrites.dtype == "declared"
+    narrow = made.in_place and declared and (made.output or of.output) == "fp32" and made.dtypes != ("fp32",)
     _check(not narrow, "output is 'fp32' with in_place; a result in place has the logits' dtype: register it as a kernel of its own")
     for role, function in (("in_place", made.in_place), *made.routes.items()):
         _check(function is None or callable(function), f"{role} is {function!r}, not callable; pass a function")

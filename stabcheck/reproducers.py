@@ -24,7 +24,7 @@ from stabcheck.trial import Trial
 
 SCHEMA = "stabcheck-reproducer/1"
 FIELDS = ("id", "kernel", "target", "operation", "declared", "in_place", "routes", "property", "dtype", "kind")
-DECLARED = ("dtypes", "output", "error_model", "tile", "blocks", "max_vocab", "strides", "batch_invariant", "policies")
+DECLARED = ("dtypes", "output", "error_model", "tile", "blocks", "max_vocab", "strides", "batch_invariant", "policies", "options")
 
 
 @dataclass(frozen=True)
@@ -149,11 +149,13 @@ def replay(reproducer: Reproducer, kernel: Kernel, device: Device | None = None)
     if reproducer.property_name not in laws:
         known = ", ".join(laws)
         raise UsageError(f"reproducer {reproducer.id} is about the property {reproducer.property_name!r}; stabcheck knows {known}")
-    given, wanted = [n for n, _ in reproducer.recipe.rows[0].inputs], [i.name for i in operation(kernel.operation).inputs]
+    op = operation(kernel.operation)
+    given = {name for row in reproducer.recipe.rows for name, _ in row.inputs} | {name for name, _ in reproducer.recipe.options}
+    unknown = sorted(given - {spec.name for spec in op.inputs} - {option.name for option in op.options})
     if (reproducer.recipe.operation, reproducer.recipe.dtype) != (kernel.operation, reproducer.dtype):
         raise UsageError(f"reproducer {reproducer.id} is of {kernel.operation}, {reproducer.dtype}, its recipe is not; restore the file")
-    if given != wanted:
-        raise UsageError(f"reproducer {reproducer.id} gives {given} but {kernel.operation} takes {wanted}; restore the file")
+    if unknown:
+        raise UsageError(f"reproducer {reproducer.id} gives {unknown} but {kernel.operation} takes {op.summary}; restore the file")
     device = device or describe("cpu")
     law = laws[reproducer.property_name]
     if why := law.why_not(kernel, device):

@@ -6,14 +6,16 @@ place, or twice) and exits 1 if it is still wrong. Another kernel is put in its 
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 
+from stabcheck.cases import Case, KernelFault
 from stabcheck.devices import describe
 from stabcheck.errors import UsageError
 from stabcheck.findings import Finding
-from stabcheck.laws import Case, KernelFault
+from stabcheck.operations.base import Expected
 from stabcheck.recipe import Recipe
 from stabcheck.registry import Kernel, target_of
 from stabcheck.trial import LOST_DEVICE
@@ -25,6 +27,8 @@ MOST_RUNS = 2000
 TEMPLATE = '''{text}
 #
 # Usage: python {name} [MODULE:FUNCTION | FILE.py:FUNCTION]      exit status: 0 right, 1 still wrong
+from __future__ import annotations
+
 import importlib, importlib.util, os, sys
 
 import torch
@@ -52,28 +56,40 @@ def kernel(target):
     return getattr(module, name)
 
 
+{source}
+
 logits = rows({logits}).to(torch.{dtype})
-{inputs}
-expected = rows({expected})
-bound = rows({bound})
+inputs = [{inputs}]
+options = {options}
+expected = {expected}
+bound = {bound}
+function = kernel(sys.argv[1] if len(sys.argv) > 1 else {target!r})
+
+
+def run():
+    {lay}results = call(function, {x}, *(i.to(DEVICE) for i in inputs), **options)
+    results = results if isinstance(results, tuple) else (results,)
+    return dict(zip(expected, (r.double().cpu() for r in results)))
+
 
 {call}
-good = ((got - expected).abs() <= bound) | (got == expected) | (got.isnan() & expected.isnan()) | (bound == inf)
-print("got     ", got.flatten()[:8].tolist())
-print("expected", expected.flatten()[:8].tolist())
-print("bound   ", bound.flatten()[:8].tolist())
-print("right" if good.all() else f"WRONG in {{int((~good).sum())}} of {{good.numel()}} elements")
-sys.exit(0 if good.all() else 1)
+wrong = 0
+for name, exact in expected.items():
+    got, allowed = results[name], bound[name]
+    good = ((got - exact).abs() <= allowed) | (got == exact) | (got.isnan() & exact.isnan()) | (allowed == inf) & ~got.isnan()
+    print(name, "got     ", got.flatten()[:8].tolist())
+    print(name, "expected", exact.flatten()[:8].tolist())
+    print(name, "bound   ", allowed.flatten()[:8].tolist())
+    wrong += int((~good).sum())
+print(f"WRONG in {{wrong}} elements" if wrong else "right")
+sys.exit(1 if wrong else 0)
 '''
 
-OUT_OF_PLACE = """function = kernel(sys.argv[1] if len(sys.argv) > 1 else {target!r})
-{lay}got = function({x}, {args}).double().cpu()"""
-IN_PLACE = """function = kernel(sys.argv[1] if len(sys.argv) > 1 else {target!r})
-got = function(logits.to(DEVICE), {args}).double().cpu()"""
-TWICE = """function = kernel(sys.argv[1] if len(sys.argv) > 1 else {target!r})
-runs = [function(logits.to(DEVICE), {args}).double().cpu() for _ in range(20)]
-got = runs[0]
-expected, bound = next((r for r in runs if not torch.equal(r, got)), got), torch.zeros_like(bound)"""
+ONCE = "results = run()"
+TWICE = """runs = [run() for _ in range(20)]
+results = runs[0]
+expected = next((r for r in runs if any(not torch.equal(r[n], results[n]) for n in results)), results)
+bound = {name: torch.zeros_like(values) for name, values in expected.items()}"""
 WITH_STABCHECK = """{text}
 #
 # The evidence of this law is more than one call's output, so the script asks stabcheck itself.
@@ -95,19 +111,36 @@ def script(finding: Finding, kernel: Kernel) -> str:
     if not _one_call_shows(finding, case):
         place = finding.target.partition(":")[0]
         return WITH_STABCHECK.format(text=text, name=f"repro_{finding.id}.py", place=place, data=f"{finding.id}.json")
-    logits, expected = case.batch.logits, case.expected
-    bound = expected.bound if expected.free is None else expected.bound.masked_fill(expected.free, torch.inf)
-    inputs = "\n".join(f"{name} = torch.tensor({v.tolist()!r}, dtype={v.dtype})" for name, v in case.batch.inputs.items())
+    batch, op = case.batch, case.operation
+    lay, x = _layout(finding.recipe)
+    in_place = finding.property_name == "in_place" and kernel.in_place is not None
     return TEMPLATE.format(
         text=text,
         name=f"repro_{finding.id}.py",
-        dtype=str(logits.dtype).removeprefix("torch."),
-        logits=_literal(logits),
-        inputs=inputs,
-        expected=_literal(expected.value),
-        bound=_literal(bound.expand_as(expected.value)),
-        call=_call(finding, kernel, finding.recipe),
+        source=inspect.getsource(op.call),
+        dtype=str(batch.logits.dtype).removeprefix("torch."),
+        logits=_literal(batch.logits),
+        inputs=", ".join(f"torch.tensor({v.tolist()!r}, dtype={v.dtype})" for v in batch.inputs.values()),
+        options=dict(batch.options),
+        expected=_tensors({name: e.value for name, e in case.expected.items()}),
+        bound=_tensors({name: _allowed(e) for name, e in case.expected.items()}),
+        target=target_of(kernel.in_place) if in_place and kernel.in_place else finding.target,
+        lay=lay,
+        x=x,
+        call=TWICE if finding.property_name == "determinism" else ONCE,
     )
+
+
+def _allowed(expected: Expected) -> torch.Tensor:
+    """The bound, NaN allowed nowhere: what is free becomes what was computed there."""
+    bound = expected.bound.expand_as(expected.value)
+    return bound if expected.free is None else bound.masked_fill(expected.free, torch.inf)
+
+
+def _tensors(named: dict[str, torch.Tensor]) -> str:
+    """A dictionary of tensors as source text."""
+    parts = (f"{name!r}: rows({_literal(t.reshape(1, -1) if t.ndim < 2 else t)}).reshape({list(t.shape)})" for name, t in named.items())
+    return "{" + ", ".join(parts) + "}"
 
 
 def _one_call_shows(finding: Finding, case: Case) -> bool:
@@ -122,25 +155,19 @@ def _one_call_shows(finding: Finding, case: Case) -> bool:
         got = run_in_place(case) if finding.property_name == "in_place" else case.run()
     except (KernelFault, UsageError):
         return True
-    return summarise([case.against_reference(got)])[0].failed > 0
+    return sum(s.failed for s in summarise(case.against_reference(got))) > 0
 
 
-def _call(finding: Finding, kernel: Kernel, recipe: Recipe) -> str:
-    args = ", ".join(f"{name}.to(DEVICE)" for name, _ in recipe.rows[0].inputs)
-    target = finding.target
-    if finding.property_name == "in_place" and kernel.in_place is not None:
-        return IN_PLACE.format(target=target_of(kernel.in_place), args=args)
-    if finding.property_name == "determinism":
-        return TWICE.format(target=target, args=args)
+def _layout(recipe: Recipe) -> tuple[str, str]:
+    """(lines that lay the logits out as the recipe does, the expression for them)."""
     layout = recipe.layout
     if layout.contiguous:
-        return OUT_OF_PLACE.format(target=target, args=args, lay="", x="logits.to(DEVICE)")
+        return "", "logits.to(DEVICE)"
     stride = recipe.vocab * layout.step + layout.pad
-    lay = f"flat = torch.full(({layout.offset} + logits.shape[0] * {stride} + 16,), nan, dtype=logits.dtype)\n"
-    lay += f"laid = flat.as_strided(logits.shape, ({stride}, {layout.step}), {layout.offset})\n"
-    lay += "laid.copy_(logits)  # the memory around the rows stays NaN\n"
-    x = f"flat.to(DEVICE).as_strided(laid.shape, laid.stride(), {layout.offset})"
-    return OUT_OF_PLACE.format(target=target, args=args, lay=lay, x=x)
+    lay = f"flat = torch.full(({layout.offset} + logits.shape[0] * {stride} + 16,), nan, dtype=logits.dtype)\n    "
+    lay += f"laid = flat.as_strided(logits.shape, ({stride}, {layout.step}), {layout.offset})\n    "
+    lay += "laid.copy_(logits)  # the memory around the rows stays NaN\n    "
+    return lay, f"flat.to(DEVICE).as_strided(laid.shape, laid.stride(), {layout.offset})"
 
 
 def _longest(matrix: torch.Tensor) -> int:

@@ -15,8 +15,8 @@ from itertools import groupby, islice
 import torch
 
 from stabcheck.batches import Batch, empty_layout
+from stabcheck.cases import Case
 from stabcheck.findings import Finding
-from stabcheck.laws import Case
 from stabcheck.operations import operation
 from stabcheck.recipe import Background, Recipe, Row
 from stabcheck.simpler import PASSES, Hints, State, fewer_rows
@@ -43,9 +43,11 @@ class _Shrinker:
         self.trial, self.original, self.kind, self.deadline = trial, finding.recipe, finding.kind, deadline
         self.steps = 0
         batch = Case(trial.kernel, trial.device, finding.recipe).batch
-        self.state = State(batch.logits.contiguous(), dict(batch.inputs), finding.recipe.layout, finding.recipe.seed)
-        w, inputs = finding.witness, operation(trial.kernel.operation).inputs
-        self.hints = Hints(w.row, w.column, trial.law.row_local, int(finding.recipe.siblings > 1), inputs)
+        self.state = State(
+            batch.logits.contiguous(), dict(batch.inputs), finding.recipe.layout, finding.recipe.seed, finding.recipe.options
+        )
+        w, op = finding.witness, operation(trial.kernel.operation)
+        self.hints = Hints(w.row, w.column or 0, trial.law.row_local, int(finding.recipe.siblings > 1), op)
 
     def run(self) -> Recipe | None:
         """Shrink as far as time allows; None if no starting point fails or the result is too long to write down."""
@@ -74,7 +76,8 @@ class _Shrinker:
 
     def skeleton(self, state: State) -> Recipe:
         """A recipe of the state's sizes, for laws that read them."""
-        return self.original.with_(vocab=state.logits.shape[1], siblings=1, fan="reseed", seed=state.seed, layout=state.layout)
+        vocab = state.logits.shape[1]
+        return self.original.with_(vocab=vocab, siblings=1, fan="reseed", seed=state.seed, layout=state.layout, options=state.options)
 
     def fails(self, state: State) -> bool:
         """Whether the state alone fails with the finding's kind."""
@@ -87,14 +90,16 @@ class _Shrinker:
         logits = empty_layout((state.logits.shape[0], recipe.vocab), state.logits.dtype, state.layout, state.logits.device)
         logits.copy_(state.logits)
         case = Case(self.trial.kernel, self.trial.device, recipe)
-        case.__dict__["batch"] = Batch(logits, {k: v.clone() for k, v in state.inputs.items()})  # what `cached_property` would hold
+        case.__dict__["batch"] = Batch(  # what `cached_property` would hold
+            logits, {k: v.clone() for k, v in state.inputs.items()}, options=dict(state.options)
+        )
         return self.trial.examine(recipe, case)
 
     def first_failing(self, proposals: Iterator[State]) -> State | None:
         """The first proposal that fails; those of one shape are screened together where the law allows."""
         together = self.hints.row_local and self.state.logits.shape[0] == 1 and self.state.layout.contiguous
         at_once = max(1, min(ROWS_AT_ONCE[self.trial.device.is_gpu], ELEMENTS_AT_ONCE // self.state.logits.shape[1]))
-        for _, group in groupby(proposals, key=lambda s: s.logits.shape):
+        for _, group in groupby(proposals, key=lambda s: (s.logits.shape, s.options)):
             while chunk := list(islice(group, at_once if together else 1)):
                 if time.monotonic() > self.deadline:
                     return None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from stabcheck.operations.base import Input
+from stabcheck.batches import Batch
+from stabcheck.operations.base import Operation
 from stabcheck.recipe import Layout
 
 FEW = 48  # stretches of equal columns, or distinct values, worth treating one by one
@@ -21,12 +23,14 @@ class State:
     inputs: dict[str, torch.Tensor]
     layout: Layout
     seed: int
+    options: tuple[tuple[str, Any], ...] = ()
 
     def rows(self, index: list[int]) -> State:
         return replace(self, logits=self.logits[index], inputs={k: v[index] for k, v in self.inputs.items()})
 
-    def columns(self, kept: torch.Tensor) -> State:
-        return replace(self, logits=self.logits[:, kept])
+    def columns(self, kept: torch.Tensor, operation: Operation) -> State:
+        batch, _ = operation.take_columns(Batch(self.logits, self.inputs, options=dict(self.options)), kept)
+        return replace(self, logits=batch.logits, inputs=dict(batch.inputs))
 
     def with_values(self, logits: torch.Tensor) -> State:
         return replace(self, logits=logits)
@@ -40,13 +44,13 @@ class State:
 
 @dataclass(frozen=True)
 class Hints:
-    """What the passes know of the finding: its worst element, whether rows fail by themselves, how seeds ran, the operation's inputs."""
+    """What the passes know of the finding: its worst element, whether rows fail by themselves, how seeds ran, the operation."""
 
     row: int
     column: int
     row_local: bool
     seed_step: int
-    inputs: tuple[Input, ...]
+    operation: Operation
 
 
 Pass = Callable[[State, Hints], Iterator[State]]
@@ -83,8 +87,11 @@ def few_columns(state: State, hints: Hints) -> Iterator[State]:
     row = state.logits[0].double().nan_to_num(nan=torch.inf)
     top, low, at = int(row.argmax()), int(row.argmin()), min(hints.column, last)
     sets = [{at}, {top}, {at, top}, {at, low}, {at, max(at - 1, 0)}, {at, min(at + 1, last)}, {0, at}, {at, top, low}, {0, at, top}]
-    for kept in sorted(sets, key=len):
-        yield state.columns(torch.tensor(sorted(kept), device=row.device))
+    if named := hints.operation.column_input:
+        target = int(state.inputs[named][0].clamp(0, last))
+        sets += [{target}, {target, top}, {target, low}, {target, at}, {target, at, top}, {0, target}]
+    for kept in sorted({frozenset(kept) for kept in sets}, key=lambda kept: (len(kept), sorted(kept))):
+        yield state.columns(torch.tensor(sorted(kept), device=row.device), hints.operation)
 
 
 def fewer_columns(state: State, hints: Hints) -> Iterator[State]:
@@ -97,7 +104,7 @@ def fewer_columns(state: State, hints: Hints) -> Iterator[State]:
     index = torch.arange(vocab, device=state.logits.device)
     for start, stop in sorted(cuts, key=lambda c: c[0] - c[1]):
         if stop - start < vocab:
-            yield state.columns(torch.cat([index[:start], index[stop:]]))
+            yield state.columns(torch.cat([index[:start], index[stop:]]), hints.operation)
 
 
 def one_value(state: State, hints: Hints) -> Iterator[State]:
@@ -135,10 +142,10 @@ def rounder_values(state: State, hints: Hints) -> Iterator[State]:
 
 
 def plainer_inputs(state: State, hints: Hints) -> Iterator[State]:
-    """One row's temperature (or another scalar) replaced by one that stands earlier in the operation's table."""
-    for spec in hints.inputs:
+    """One row's temperature (or another scalar) replaced by one that stands earlier in the operation's table; a column by a lower one."""
+    for spec in hints.operation.inputs:
         current = state.inputs[spec.name]
-        table = torch.tensor(spec.values, dtype=current.dtype).tolist()
+        table = [0, 1] if spec.column else torch.tensor(spec.values, dtype=current.dtype).tolist()
         for k, now in enumerate(current.tolist()):
             for value in table[: table.index(now)] if now in table else table:
                 changed = current.clone()
@@ -146,7 +153,22 @@ def plainer_inputs(state: State, hints: Hints) -> Iterator[State]:
                 yield replace(state, inputs=state.inputs | {spec.name: changed})
 
 
-PASSES: tuple[Pass, ...] = (fewer_rows, plainer_layout, few_columns, fewer_columns, one_value, rounder_values, plainer_inputs)
+def plainer_options(state: State, hints: Hints) -> Iterator[State]:
+    """Without one of the options."""
+    for k in range(len(state.options)):
+        yield replace(state, options=state.options[:k] + state.options[k + 1 :])
+
+
+PASSES: tuple[Pass, ...] = (
+    plainer_options,
+    fewer_rows,
+    plainer_layout,
+    few_columns,
+    fewer_columns,
+    one_value,
+    rounder_values,
+    plainer_inputs,
+)
 
 
 def rank(value: float) -> float:

@@ -7,16 +7,18 @@ lowers its bytes, and so walks every table towards its start: V = 1, one row, co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
 from stabcheck.floats import Format, by_name
 from stabcheck.operations import operation
+from stabcheck.operations import operation as find_operation
+from stabcheck.operations.base import Input
 from stabcheck.recipe import FANS, Background, Layout, Mask, Recipe, Row
 from stabcheck.registry import Kernel
 
@@ -45,15 +47,23 @@ class Space:
     max_vocab: int = 262144
     blocks: tuple[int, ...] = (1024,)
     strides: bool = True
-    zero_temperature: bool = False
+    policies: tuple[tuple[str, str], ...] = ()
+    options: tuple[tuple[str, tuple[Any, ...]], ...] = ()  # values to draw; an option that is not here keeps its default
 
 
-def space_for(kernel: Kernel, dtype: str, *, max_rows: int, max_elements: int, max_vocab: int) -> Space:
-    """The space of a kernel: what it supports, within the limits of the device."""
-    policies = operation(kernel.operation).default_policies() | dict(kernel.policies)
+def space_for(
+    kernel: Kernel, dtype: str, *, max_rows: int, max_elements: int, max_vocab: int, fixed_options: Collection[str] = ()
+) -> Space:
+    """The space of a kernel: what it supports, within the limits of the device, with some options kept at their defaults."""
+    op = operation(kernel.operation)
+    policies = op.default_policies() | dict(kernel.policies)
+    free = [o for o in op.options if o.name not in fixed_options]
+    pools = ((o.name, tuple(v for v in o.values if v in kernel.options.get(o.name, o.values))) for o in free)
+    options = tuple((name, values) for name, values in pools if len(values) > 1)
     vocab = min(max_vocab, kernel.max_vocab or max_vocab)
-    greedy = policies.get("zero_temperature") == "greedy"
-    return Space(kernel.operation, dtype, max_rows, max_elements, vocab, tuple(kernel.blocks), kernel.strides, greedy)
+    return Space(
+        kernel.operation, dtype, max_rows, max_elements, vocab, tuple(kernel.blocks), kernel.strides, tuple(policies.items()), options
+    )
 
 
 def recipes(
@@ -64,14 +74,15 @@ def recipes(
     Raises UsageError for an unknown operation or dtype.
     """
     by_name(dtype)
-    return drawn(Space(operation, dtype, max_rows=max_rows, max_elements=max_elements, max_vocab=max_vocab))
+    options = tuple((o.name, o.values) for o in find_operation(operation).options if len(o.values) > 1)
+    return drawn(Space(operation, dtype, max_rows=max_rows, max_elements=max_elements, max_vocab=max_vocab, options=options))
 
 
 @lru_cache(maxsize=256)
 def drawn(space: Space) -> st.SearchStrategy[Recipe]:
     """Strategy for the recipes of a space."""
     tables = _Tables(space)
-    size = HEADER + MAX_ARCHETYPES * (ROW + len(tables.inputs))
+    size = HEADER + len(space.options) + MAX_ARCHETYPES * (ROW + len(tables.inputs))
     return st.binary(min_size=size, max_size=size).map(tables.recipe)
 
 
@@ -80,9 +91,10 @@ class _Tables:
 
     def __init__(self, space: Space) -> None:
         self.space = space
-        fmt, inputs = by_name(space.dtype), operation(space.operation).inputs
-        zeros = (0.0,) * 3 if space.zero_temperature else ()
-        self.inputs = [(i.name, i.values + (zeros if i.name == "temperature" else ())) for i in inputs]
+        fmt, policies = by_name(space.dtype), dict(space.policies)
+        self.inputs = operation(space.operation).inputs
+        self.pools = {spec.name: spec.drawn(policies) for spec in self.inputs}
+        self.fans = FANS if any(spec.ladder for spec in self.inputs) else tuple(fan for fan in FANS if fan != "ladder")
         self.vocabs = vocab_sizes(space)
         self.sizes = {v: _fitting(space, v) for v in self.vocabs}
         self.layouts = LAYOUTS if space.strides else LAYOUTS[:1]
@@ -91,7 +103,8 @@ class _Tables:
 
     def recipe(self, choices: bytes) -> Recipe:
         """Decode a string of choices."""
-        header, rows = choices[:HEADER], choices[HEADER:]
+        options = self.space.options
+        header, constants, rows = choices[:HEADER], choices[HEADER:], choices[HEADER + len(options) :]
         vocab = _pick(self.vocabs, header[0])
         siblings, archetypes = _pick(self.sizes[vocab], header[1])
         step = ROW + len(self.inputs)
@@ -101,9 +114,10 @@ class _Tables:
             vocab=vocab,
             rows=tuple(self.row(rows[k * step : (k + 1) * step], vocab) for k in range(archetypes)),
             siblings=siblings,
-            fan=_pick(FANS, header[2]) if siblings > 1 else FANS[0],
+            fan=_pick(self.fans, header[2]) if siblings > 1 else FANS[0],
             seed=header[4] * 256 + header[5],
             layout=_pick(self.layouts, header[3]),
+            options=tuple((name, v) for (name, pool), c in zip(options, constants, strict=False) if (v := _pick(pool, c)) != pool[0]),
         )
 
     def row(self, choices: bytes, vocab: int) -> Row:
@@ -114,8 +128,13 @@ class _Tables:
             background=_pick(self.backgrounds, choices[0]),
             mask=_pick(masks(vocab, self.space.blocks), choices[1]),
             edits=tuple((_pick(columns, c), _pick(self.edits, v)) for c, v in pairs),
-            inputs=tuple((name, _pick(table, c)) for (name, table), c in zip(self.inputs, choices[ROW:], strict=True)),
+            inputs=tuple((spec.name, _pick(self.values(spec, columns), c)) for spec, c in zip(self.inputs, choices[ROW:], strict=True)),
         )
+
+    def values(self, spec: Input, columns: tuple[int, ...]) -> tuple[float | int, ...]:
+        """What an input is drawn from; a column also from the columns where kernels go wrong."""
+        pool = self.pools[spec.name]
+        return (pool[0], *columns, *pool[1:]) if spec.column else pool
 
 
 def _pick(table: Sequence[T], choice: int) -> T:

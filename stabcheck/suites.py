@@ -31,7 +31,7 @@ def suite(operation: str, function: Function, *, dtypes: Iterable[str] = DTYPES,
     function: called with the operation's inputs by position (logits [R, V], temperature [R]), returns the output.
     dtypes: logit dtypes to test, among "fp32", "bf16", "fp16".
     properties: names of properties to test; all that apply unless given.
-    declared: what the kernel promises, see `stabcheck.Kernel`: in_place, output, policies, error_model, tile, max_vocab, …
+    declared: what the kernel promises, see `stabcheck.Kernel`: in_place, output, policies, options, error_model, tile, max_vocab, …
 
     Raises
     ------

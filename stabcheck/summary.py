@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from stabcheck.devices import versions
-from stabcheck.regimes import ALL
+from stabcheck.regimes import names
 
 WIDTH = 80
 Results = list[dict[str, Any]]
@@ -53,13 +53,15 @@ def _table(ran: Results) -> Iterator[str]:
 
 
 def _regimes(ran: Results) -> Iterator[str]:
-    rows: Counter[str] = Counter()
+    """Rows by regime over all operations, and for each operation the regimes that were never drawn."""
+    rows: dict[str, Counter[str]] = defaultdict(Counter)
     for r in ran:
-        rows.update(r["tally"]["regimes"])
-    if not ran:
-        return
-    yield from _wrapped("rows by regime: ", [f"{name} {_short(rows[name])}" for name in ALL if rows[name]])
-    yield from _wrapped("never drawn: ", [name for name in ALL if not rows[name]])
+        rows[r["kernel"].partition("[")[0]].update(r["tally"]["regimes"])
+    total = sum(rows.values(), Counter())
+    order = dict.fromkeys(name for operation in rows for name in names(operation))
+    yield from _wrapped("rows by regime: ", [f"{name} {_short(total[name])}" for name in order if total[name]])
+    for operation, counts in rows.items():
+        yield from _wrapped(f"never drawn, {operation}: ", [name for name in names(operation) if not counts[name]])
 
 
 def _weak(results: Results) -> Iterator[str]:

@@ -13,9 +13,10 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from rich.console import Console
 
-from stabcheck.batches import materialise
+from stabcheck.cases import Case
 from stabcheck.devices import Device, describe, prepare, versions
-from stabcheck.laws import Case, all_laws
+from stabcheck.expansion import materialise
+from stabcheck.laws import all_laws
 from stabcheck.plugin import YOUNG_OBJECTS
 from stabcheck.profiles import LIMITS
 from stabcheck.recipe import Recipe
@@ -39,7 +40,8 @@ def measure(device: str, out_dir: Path | None, console: Console, *, target: str 
     """
     on = describe(prepare(device))
     kernel = load([target])[0]
-    space = space_for(kernel, dtype, **(LIMITS[on.is_gpu] | {"max_vocab": MAX_VOCAB}))
+    limits = LIMITS[on.is_gpu] | {"max_vocab": MAX_VOCAB}
+    space = space_for(kernel, dtype, **limits, fixed_options=())
     examples = EXAMPLES[on.is_gpu]
     quiet = settings(max_examples=examples, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 
@@ -98,7 +100,7 @@ def _parts(kernel: Kernel, device: Device, recipes: Sequence[Recipe]) -> dict[st
         _ = case.batch
     timed("reference and bound", lambda c: c.expected, cases)
     outputs = timed("kernel", lambda c: c.run(), cases)
-    comparisons = [c.against_reference(got) for c, got in zip(cases, outputs, strict=True)]
+    comparisons = [c.against_reference(got)[0] for c, got in zip(cases, outputs, strict=True)]
     timed("compare and read back", lambda c: summarise([c]), comparisons)
     timed("regimes", regimes, recipes)
     return parts

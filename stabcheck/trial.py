@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from stabcheck.cases import Case, KernelFault
 from stabcheck.devices import Device
 from stabcheck.errors import UnsupportedInput
 from stabcheck.findings import Broken, Finding, broken
-from stabcheck.laws import Case, KernelFault, Law
+from stabcheck.laws import Law
 from stabcheck.recipe import Recipe
 from stabcheck.regimes import regimes
 from stabcheck.registry import Kernel
@@ -113,7 +114,7 @@ class Trial:
         unsupported = False
         try:
             try:
-                for comparison in self.law.check(case or Case(self.kernel, self.device, recipe)):
+                for comparison in self.law.comparisons(case or Case(self.kernel, self.device, recipe)):
                     comparisons.append(comparison)
             except UnsupportedInput:
                 unsupported = True  # what was compared before the refusal still counts

@@ -7,6 +7,7 @@ stabcheck.assert_within_bound("temperature_softmax", got, logits, temperature)
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -16,8 +17,7 @@ from stabcheck.devices import describe
 from stabcheck.errors import UsageError
 from stabcheck.floats import FORMATS, name_of
 from stabcheck.operations import operation as find_operation
-from stabcheck.operations.base import Expected
-from stabcheck.registry import ERROR_MODELS
+from stabcheck.operations.base import Expected, Operation
 from stabcheck.verdicts import Comparison, agreement, witness
 
 
@@ -27,58 +27,91 @@ def reference(
     *inputs: torch.Tensor,
     output: torch.dtype | None = None,
     policies: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
     error_model: str = "shift_first",
     tile: int = 1024,
-) -> Expected:
-    """The exact result of an operation in fp64 and the largest error a correct kernel can make, elementwise.
+) -> dict[str, Expected]:
+    """The exact results of an operation in fp64 and the largest errors a correct kernel can make, elementwise, by the outputs' names.
 
     Parameters
     ----------
     operation: e.g. "temperature_softmax".
     logits: [R, V], fp32, bf16 or fp16; taken to fp64 bit for bit.
-    inputs: the operation's per-row inputs, [R] each, e.g. temperature in fp32.
-    output: dtype the kernel returns; the logits' dtype unless given.
+    inputs: the operation's per-row inputs, [R] each, e.g. temperature in fp32; inputs left out at the end have their defaults.
+    output: dtype the kernel returns; the operation's own choice unless given.
     policies: edge policies other than the operation's defaults.
+    options: options other than the operation's defaults, e.g. {"label_smoothing": 0.1}; reduction may be "none", "sum" or "mean".
     error_model, tile: what the kernel declares, see `stabcheck.Kernel`.
 
     Raises
     ------
-    UsageError: an unknown operation, dtype or policy; inputs of the wrong number or shape.
+    UsageError: an unknown operation, dtype, policy or option; inputs of the wrong number or shape.
     """
     op = find_operation(operation)
     wanted = dict(op.policies)
     for name, answer in (policies or {}).items():
         if answer not in wanted.get(name, ()):
             raise UsageError(f"unknown policy {name}={answer!r}; {operation} has {wanted}")
-    if error_model not in ERROR_MODELS:
-        raise UsageError(f"unknown error_model {error_model!r}; use one of {', '.join(ERROR_MODELS)}")
-    if logits.ndim != 2 or not logits.shape[1] or len(inputs) != len(op.inputs) or any(i.shape != logits.shape[:1] for i in inputs):
+    for name in options or {}:
+        if name not in (known := [option.name for option in op.options]):
+            raise UsageError(f"unknown option {name!r}; {operation} has {', '.join(known) or 'none'}")
+    if error_model not in op.error_models:
+        raise UsageError(f"unknown error_model {error_model!r}; use one of {', '.join(op.error_models)}")
+    if logits.ndim != 2 or not logits.shape[1] or len(inputs) > len(op.inputs) or any(i.shape != logits.shape[:1] for i in inputs):
         given = ", ".join(str(list(t.shape)) for t in (logits, *inputs))
         raise UsageError(f"{operation} takes {op.summary.partition(' ->')[0]}; got shapes {given}")
-    fmt = FORMATS[name_of(output or logits.dtype)]
+    stored = FORMATS[name_of(output or (torch.float32 if op.output == "fp32" else logits.dtype))]
     profile = describe("cpu" if logits.device.type == "cpu" else str(logits.device)).profile
-    contract = Contract(fmt, profile, op.default_policies() | dict(policies or {}), error_model, tile)
-    return op.reference(Batch(logits, dict(zip((i.name for i in op.inputs), inputs, strict=True))), contract)
+    contract = Contract(FORMATS[name_of(logits.dtype)], stored, profile, op.default_policies() | dict(policies or {}), error_model, tile)
+    return op.reference(Batch(logits, _with_defaults(op, logits, inputs), options=dict(options or {})), contract)
 
 
-def assert_within_bound(operation: str, got: torch.Tensor, logits: torch.Tensor, *inputs: torch.Tensor, **declared: object) -> None:
-    """Assert that every element of `got` [R, V] is within its derived bound; `declared` as in `reference`, the output dtype from `got`.
+def _with_defaults(op: Operation, logits: torch.Tensor, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+    given = {spec.name: values for spec, values in zip(op.inputs, inputs, strict=False)}
+    for spec in op.inputs[len(inputs) :]:
+        dtype = torch.float32 if isinstance(spec.default, float) else torch.int64
+        given[spec.name] = torch.full(logits.shape[:1], spec.default, dtype=dtype, device=logits.device)
+    return given
+
+
+def assert_within_bound(
+    operation: str, got: torch.Tensor | Mapping[str, torch.Tensor], logits: torch.Tensor, *inputs: torch.Tensor, **declared: Any
+) -> None:
+    """Assert that every element of a result is within its derived bound.
+
+    Parameters
+    ----------
+    got: the output, or several by name, e.g. {"loss": loss, "grad": logits.grad}; one tensor stands for the first output.
+    declared: as in `reference`; the dtype of outputs is taken from `got`.
 
     Raises
     ------
     AssertionError: naming the worst element, what was expected there and its bound.
-    UsageError: a result of another shape, and as in `reference`.
+    UsageError: an unknown output or a result of another shape, and as in `reference`.
     """
-    exact = reference(operation, logits, *inputs, output=got.dtype, **declared)  # type: ignore[arg-type]
-    if got.shape != logits.shape:
-        raise UsageError(f"the result has shape {list(got.shape)} for logits of shape {list(logits.shape)}; pass the kernel's output")
+    first = find_operation(operation).outputs[0].name
+    results = {first: got} if isinstance(got, torch.Tensor) else dict(got)
+    if first in results:
+        declared = {"output": results[first].dtype, **declared}
+    exact = reference(operation, logits, *inputs, **declared)
+    for name, values in results.items():
+        if name not in exact:
+            raise UsageError(f"unknown output {name!r}; {operation} has {', '.join(exact)}")
+        _assert_output(f"{operation}" + (f"'s {name}" if len(exact) > 1 else ""), values, exact[name], logits)
+
+
+def _assert_output(what: str, got: torch.Tensor, exact: Expected, logits: torch.Tensor) -> None:
+    if got.shape != exact.value.shape:
+        found, wanted = list(got.shape), list(exact.value.shape)
+        raise UsageError(f"the result has shape {found} for logits of shape {list(logits.shape)}, not {wanted}; pass the kernel's output")
     comparison = Comparison(got, exact.value, exact.bound, exact.free)
     if exact.free is not None and bool(exact.free.all()) and got.numel():
-        raise AssertionError(f"nothing to compare: the policies of {operation} leave every element undefined, such as rows of T = 0")
+        raise AssertionError(f"nothing to compare: the policies of {what} leave every element undefined, such as rows of T = 0")
     failed = int(agreement(comparison).sum())
     if failed:
         w = witness(comparison)
+        place = f"row {w.row}" if w.column is None else f"({w.row}, {w.column})"
         raise AssertionError(
-            f"{failed} of {got.numel()} elements of {operation} are {w.kind}; the worst at ({w.row}, {w.column}): "
+            f"{failed} of {got.numel()} elements of {what} are {w.kind}; the worst at {place}: "
             f"got {w.got:.9g}, expected {w.expected:.9g}, bound {w.bound:.2g}"
         )

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from stabcheck.batches import Batch, empty_layout
+from stabcheck.cases import Case, KernelFault
 from stabcheck.floats import by_name
-from stabcheck.laws import Case, KernelFault
+from stabcheck.operations.base import Expected, Results, of_columns
 from stabcheck.recipe import Layout
 
 SHIFT_EXPONENTS = 28  # common offsets of ±2^0 … ±2^27, past 1e8
@@ -52,6 +53,16 @@ def running_maximum(x: torch.Tensor, got: torch.Tensor, slack: torch.Tensor) -> 
     return torch.empty_like(largest).scatter_(-1, order, largest), torch.empty_like(both).scatter_(-1, order, both)
 
 
+def moves(shifted: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """How far an exact result moved, 0 where one of the two is not finite: such results must agree by themselves."""
+    return torch.where(shifted.isfinite() & base.isfinite(), shifted - base, 0.0)
+
+
+def per_output(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """[R, 1] made to fit an output of [R, V] or [R]."""
+    return rows.expand_as(like) if like.ndim == 2 else rows[:, 0]
+
+
 def with_columns_masked(case: Case) -> tuple[Batch, torch.Tensor]:
     """(the batch with some columns set to -inf in every row, the indices of the columns kept): a random half, a suffix or a single one."""
     vocab = case.recipe.vocab
@@ -61,6 +72,60 @@ def with_columns_masked(case: Case) -> tuple[Batch, torch.Tensor]:
     logits = torch.full_like(case.batch.logits, -torch.inf)
     logits[:, kept] = case.batch.logits[:, kept]
     return case.batch.with_logits(logits), kept
+
+
+def both_bounds(
+    one: dict[str, Expected], other: dict[str, Expected], kept: torch.Tensor, lost: torch.Tensor
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(bounds, free elements) for comparing results of the columns `kept` of one batch with those of another made of these columns.
+
+    Free: rows whose meaning changed (`lost`), and exact results that depend on positions, which the move has changed.
+    """
+    bounds, free = {}, {}
+    for name, e in other.items():
+        exact = of_columns({"value": one[name].value, "bound": one[name].bound}, kept)
+        moved = ((e.value - exact["value"]).abs() > 0) & (e.bound == 0)
+        bounds[name] = exact["bound"] + e.bound
+        free[name] = moved | per_output(lost[:, None], e.value) | (False if e.free is None else e.free)
+    return bounds, free
+
+
+def scaled_input(case: Case, name: str, factor: float) -> Batch:
+    """The batch with one input multiplied."""
+    return case.batch.with_inputs(**{name: case.batch.inputs[name] * factor})
+
+
+STEP = 1e-4  # of the difference quotient
+FAR = 1e6  # logits beyond it lose too much of a step to the rounding of fp64
+
+
+def difference_quotient(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(columns [k], upstream·(loss(x + h e_j) − loss(x − h e_j))/2h of the fp64 loss [R, k], how far off it may be, where it says nothing).
+
+    Third derivatives of the loss: of log Σ exp at most 0.1, of its square at most 1.5 + 0.2·|lse|; through y = c·tanh(x/c), c ≥ 1, whose
+    own are at most 0.77 and 2, no more than 3 (1 + ζ(6 + 4|lse|)) in all. Each loss is rounded at 2^-50 of it, or of c, and x ± h at
+    2^-52 |x|.
+    """
+    batch, loss = case.batch, case.expected["loss"].value.abs()[:, None]
+    x = batch.logits.double()
+    row = {int(x[0].nan_to_num().argmax()), int(batch.inputs["target"][0].clamp(0, x.shape[1] - 1))} if len(x) else set()
+    picked = row | {0, x.shape[1] - 1} | set(random_order(case, x.shape[1])[:2].tolist())
+    columns = torch.tensor(sorted(picked), device=x.device)
+    quotients = []
+    for j in columns.tolist():
+        ends = []
+        for h in (STEP, -STEP):
+            moved = x.clone()
+            moved[:, j] += h
+            ends.append((moved[:, j], case.operation.reference(batch.with_logits(moved), case.contract)["loss"].value))
+        quotients.append((ends[0][1] - ends[1][1]) / (ends[0][0] - ends[1][0]))
+    quotient = torch.stack(quotients, 1)
+    zeta, cap = float(batch.options.get("lse_square_scale", 0.0)), float(batch.options.get("softcap", 0.0))
+    curvature = 3 * (1 + zeta * (6 + 4 * torch.logsumexp(x, -1, keepdim=True).abs()))
+    slack = curvature * STEP**2 / 6 + 2.0**-50 * (loss + cap) / STEP + 2.0**-50 * x[:, columns].abs()
+    upstream = batch.inputs["upstream"].double()[:, None]
+    free = ~(x.abs() <= FAR).all(-1, keepdim=True) | ~quotient.isfinite()
+    return columns, upstream * quotient, upstream.abs() * slack, free
 
 
 def with_other_rows_nan(case: Case, parity: int) -> Batch:
@@ -80,14 +145,14 @@ def relaid(case: Case, layout: Layout) -> Batch:
     return case.batch.with_logits(view.copy_(source))
 
 
-def run_in_place(case: Case) -> torch.Tensor:
+def run_in_place(case: Case) -> Results:
     """The kernel's in-place form on a copy in the same layout, every autotuner of its module cleared: each call is a first call."""
     batch = relaid(case, case.recipe.layout)
     forget_tuning(case.kernel.function.__module__)
-    output = case.run(batch, case.kernel.in_place)
-    if output.data_ptr() != batch.logits.data_ptr():
-        raise KernelFault("wrong", "the in-place form returned another tensor than its input")
-    return output
+    results = case.run(batch, case.kernel.in_place)
+    if not any(values.data_ptr() == batch.logits.data_ptr() for values in results.values()):
+        raise KernelFault("wrong", "the in-place form left the logits and returned another tensor")
+    return results
 
 
 def forget_tuning(module: str) -> None:
@@ -113,7 +178,7 @@ def _alive() -> list[Any]:
     return things
 
 
-def run_captured(case: Case) -> torch.Tensor:
+def run_captured(case: Case) -> Results:
     """Capture the kernel on other contents, copy the batch into the captured buffers, replay, and return the output.
 
     The captured buffers have the batch's own layout: a kernel may compile another order of summation for another.
@@ -130,9 +195,9 @@ def run_captured(case: Case) -> torch.Tensor:
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
-            output = case.run(static)
+            results = case.run(static)
     except Exception as error:  # a kernel that asks the host breaks the capture, and ending the capture raises once more
         raise KernelFault("crash", f"cannot be captured: {str(error).strip().splitlines()[0]}") from error
     static.logits.copy_(case.batch.logits)
     graph.replay()
-    return output.clone()
+    return {name: values.clone() for name, values in results.items()}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -13,11 +13,11 @@ KINDS = ("non-finite", "wrong", "unstable", "out of support", "order", "not dete
 
 @dataclass(frozen=True)
 class Comparison:
-    """got [R, V] held against expected [R, V] within bound, wherever not free.
+    """got held against expected within bound, wherever not free; all [R, V], [R], or of a reduction's shape [].
 
-    bound:     [R, V]; or one number for laws on structure: 0 (bit for bit but for the sign of zero) or ANY_FINITE.
+    bound:     as got; or one number for laws on structure: 0 (bit for bit but for the sign of zero) or ANY_FINITE.
     kind:      what a failure is called; None: told from the values.
-    explained: on demand, the elements whose error the scale-first error model explains; it tells `unstable` from `wrong`.
+    explanations: error model -> on demand, the elements whose error it explains; they tell `unstable` from `wrong`.
     what:      a few words on what was compared with what.
     aligned:   row i is row i of the batch.
     """
@@ -27,7 +27,7 @@ class Comparison:
     bound: torch.Tensor | float
     free: torch.Tensor | None = None
     kind: str | None = None
-    explained: Callable[[], torch.Tensor] | None = None
+    explanations: Mapping[str, Callable[[], torch.Tensor]] = field(default_factory=dict)
     what: str = ""
     aligned: bool = True
 
@@ -81,7 +81,7 @@ def _counts(c: Comparison) -> torch.Tensor:
     if c.free is not None:
         free = c.free.expand(error.shape)
         counted, used = [within | free, ill & ~free, free], used.masked_fill_(free, 0.0)
-    counts = torch.stack(counted).flatten(1).sum(-1)
+    counts = torch.stack(counted).reshape(len(counted), -1).sum(-1)
     if c.free is None:
         counts = torch.nn.functional.pad(counts, (0, 1))
     return torch.cat([counts, used.nan_to_num_(0.0, 0.0, 0.0).amax()[None]])  # cat takes the counts to fp64
@@ -100,13 +100,14 @@ class Witness:
 
     kind: str
     row: int
-    column: int
+    column: int | None  # None: there is one value per row
     got: float
     expected: float
     bound: float
     failed_rows: int
     rows: int
     what: str
+    model: str = ""  # the error model that explains an `unstable` result
 
     def as_kind(self, kind: str) -> Witness:
         """The same element under another kind."""
@@ -114,8 +115,8 @@ class Witness:
 
 
 def failing_rows(c: Comparison) -> torch.Tensor:
-    """[R] bool: rows in which an element fails."""
-    return agreement(c).reshape(c.got.shape[0], -1).any(-1)
+    """[R] bool: rows in which an element fails; a reduction is one row."""
+    return agreement(c).reshape(c.got.shape[0] if c.got.ndim else 1, -1).any(-1)
 
 
 def witness(c: Comparison) -> Witness:
@@ -126,26 +127,30 @@ def witness(c: Comparison) -> Witness:
     severity = (got - expected).abs() / bound.clamp(min=2.0**-1000)
     severity = torch.where(failed, severity.nan_to_num(2.0**1001, 2.0**1000), -1.0)
     place = int(severity.argmax())
-    row, column = divmod(place, max(failed[0].numel(), 1))
+    row, column = divmod(place, max(failed.shape[1], 1)) if failed.ndim > 1 else (place, None)
+    kind, model = (c.kind, "") if c.kind else _kind(c, failed, got, expected)
     values = [t.reshape(-1)[place].item() for t in (got, expected, bound)]
     return Witness(
-        kind=c.kind or _kind(c, failed, got, expected),
+        kind=kind,
         row=row,
         column=column,
         got=values[0],
         expected=values[1],
         bound=values[2],
         failed_rows=int(failing_rows(c).sum()),
-        rows=failed.shape[0],
+        rows=failed.shape[0] if failed.ndim else 1,
         what=c.what,
+        model=model,
     )
 
 
-def _kind(c: Comparison, failed: torch.Tensor, got: torch.Tensor, expected: torch.Tensor) -> str:
+def _kind(c: Comparison, failed: torch.Tensor, got: torch.Tensor, expected: torch.Tensor) -> tuple[str, str]:
+    """(the kind of a failure, and the error model that explains it if it is `unstable`)."""
     if bool((failed & ~got.isfinite() & expected.isfinite()).any()):
-        return "non-finite"
+        return "non-finite", ""
     if bool((failed & (expected == 0) & (c.bound == 0)).any()):
-        return "out of support"
-    if c.explained is not None and not bool((failed & ~c.explained()).any()):
-        return "unstable"
-    return "wrong"
+        return "out of support", ""
+    for model, explained in c.explanations.items():
+        if not bool((failed & ~explained()).any()):
+            return "unstable", model
+    return "wrong", ""

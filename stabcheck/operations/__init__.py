@@ -13,7 +13,7 @@ from stabcheck.operations.base import Operation
 @lru_cache(maxsize=1)
 def all_operations() -> dict[str, Operation]:
     """Every operation, by name."""
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("base", "parts"))
     return {name: import_module(f"{__name__}.{name}").OPERATION for name in names}
 
 

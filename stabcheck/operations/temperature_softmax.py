@@ -14,31 +14,27 @@ from __future__ import annotations
 import torch
 
 from stabcheck.batches import Batch
-from stabcheck.bounds import Contract, exponent_error, quotient_error, rounded, summation_error
+from stabcheck.bounds import Contract, quotient_error, rounded
 from stabcheck.floats import FP32
-from stabcheck.operations.base import Expected, Input, Operation
+from stabcheck.operations.base import Expected, Input, Operation, Output
+from stabcheck.operations.parts import shift
 
 TEMPERATURES = (1.0, 0.5, 2.0, 0.1, 0.7, 1.3, 10.0, 100.0, 1e-2, 3e-3, 1e-3, 1e-4, 1e-6, 1e-10, 1e-20, 1e-30, 1e-38, 1e-39, 2.0**-149)
 
 
-def reference(batch: Batch, contract: Contract) -> Expected:
+def reference(batch: Batch, contract: Contract) -> dict[str, Expected]:
     """Exact probabilities of the given bits and the bound of DESIGN:
 
         rel_i = expm1(κ_i + Σ_j p_j κ_j + s + q)               (numerator, denominator's terms, their summation s, the quotient q)
         tol_i = p_i·(rel_i(1 + u_o) + u_o) + floor,  0 where x_i = −inf
 
-    An error κ_j of the j-th exponent moves Σ e_j by p_j·κ_j relatively, to first order; expm1 covers the rest since log Σ exp is
-    1-Lipschitz.
+    expm1 covers what is beyond the first order, since log Σ exp is 1-Lipschitz.
     """
     x = batch.logits.double()
     t = batch.inputs["temperature"].double()[:, None]
-    m = x.amax(-1, keepdim=True)
-    z = (x - m) / t
-    e = z.exp()
-    p = e / e.sum(-1, keepdim=True)  # NaN where m is infinite or NaN, as torch has it
-    kappa = exponent_error(x, m, z, t, batch.smallest("temperature"), contract)
-    quotient = quotient_error(contract)
-    shared = (p * kappa).sum(-1, keepdim=True) + (summation_error(x.shape[1], contract) + quotient)
+    parts = shift(x, contract, t=t, smallest_t=batch.smallest("temperature"))
+    m, p, kappa, quotient = parts.m, parts.p, parts.kappa, quotient_error(contract)
+    shared = parts.of_d + quotient
     masked = x == -torch.inf
     bound = rounded(p, torch.expm1(kappa + shared), contract).masked_fill_(masked, 0.0)
 
@@ -48,12 +44,13 @@ def reference(batch: Batch, contract: Contract) -> Expected:
 
     if contract.policies["empty_row"] == "zeros":
         p, bound = p.masked_fill(m == -torch.inf, 0.0), bound.masked_fill(m == -torch.inf, 0.0)
+    exact = Expected(p, bound, order=order)
     if contract.error_model == "scale_first":  # x/T may overflow: such a kernel promises nothing there
         overflow = x.abs().masked_fill(masked, 0.0).amax(-1, keepdim=True) / t > FP32.max
-        return Expected(p, bound, free=(overflow | ~(t > 0)).expand_as(x), order=order)
-    if batch.smallest("temperature") > 0:
-        return Expected(p, bound, order=order)
-    return _zero_temperature(x, t, m, Expected(p, bound, order=order), contract)
+        exact = Expected(p, bound, free=(overflow | ~(t > 0)).expand_as(x), order=order)
+    elif not batch.smallest("temperature") > 0:
+        exact = _zero_temperature(x, t, m, exact, contract)
+    return {"probs": exact}
 
 
 def _zero_temperature(x: torch.Tensor, t: torch.Tensor, m: torch.Tensor, plain: Expected, contract: Contract) -> Expected:
@@ -72,8 +69,13 @@ def _zero_temperature(x: torch.Tensor, t: torch.Tensor, m: torch.Tensor, plain: 
 OPERATION = Operation(
     name="temperature_softmax",
     summary="logits [R, V], temperature [R] -> probs [R, V]",
-    inputs=(Input("temperature", TEMPERATURES),),
+    inputs=(Input("temperature", TEMPERATURES, ladder=True, under=("zero_temperature", "greedy", (0.0,) * 3), symbol="T"),),
+    outputs=(Output("probs", low=0.0, high=lambda vocab: 1.0),),
     policies={"empty_row": ("nan", "zeros"), "zero_temperature": ("undefined", "greedy")},
     reference=reference,
-    traits=frozenset({"row_sum_one", "shift_invariant", "permutation_equivariant", "monotone", "masking"}),
+    traits={"row_sum_one": (), "ranges": (), "shift_equivariant": (), "permutation_equivariant": (), "monotone": (), "masking": ()},
+    error_models={
+        "shift_first": "",
+        "scale_first": "the kernel loses accuracy as |x|/T grows. Subtract the maximum before dividing by T",
+    },
 )
