@@ -15,6 +15,7 @@ import torch
 
 from stabcheck.batches import Batch
 from stabcheck.bounds import Contract, quotient_error, rounded
+from stabcheck.devices import FLUSH
 from stabcheck.floats import FP32
 from stabcheck.operations.base import Expected, Input, Operation, Output
 from stabcheck.operations.parts import shift
@@ -54,7 +55,10 @@ def reference(batch: Batch, contract: Contract) -> dict[str, Expected]:
 
 
 def _zero_temperature(x: torch.Tensor, t: torch.Tensor, m: torch.Tensor, plain: Expected, contract: Contract) -> Expected:
-    """Rows of T = 0 by policy: one-hot at the lowest index of the maximum, or free. T < 0 and NaN mean nothing: free."""
+    """Rows of T = 0 by policy: one-hot at the lowest index of the maximum, or free. T < 0 and NaN mean nothing: free.
+
+    So is a choice among different subnormal numbers, which hardware that flushes its inputs sees as ties.
+    """
     greedy = contract.policies["zero_temperature"] == "greedy"
     chosen = (t == 0) & m.isfinite()
     one_hot = torch.zeros_like(x).scatter_(-1, (x == m).to(torch.int8).argmax(-1, keepdim=True), 1.0)
@@ -62,7 +66,8 @@ def _zero_temperature(x: torch.Tensor, t: torch.Tensor, m: torch.Tensor, plain: 
     empty = 0.0 if contract.policies["empty_row"] == "zeros" else torch.nan
     value = torch.where((t == 0) & ~m.isfinite(), torch.where(m == -torch.inf, empty, torch.nan), value)
     bound = plain.bound.masked_fill(t == 0, 0.0)
-    free = ((t == 0) & (not greedy)) | ~(t >= 0)
+    flushed = (m.abs() < FLUSH) & ((x != m) & (x.abs() < FLUSH)).any(-1, keepdim=True)
+    free = ((t == 0) & (flushed if greedy else True)) | ~(t >= 0)
     return Expected(value, bound, free.expand_as(x), plain.order)
 
 
