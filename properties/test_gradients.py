@@ -1,8 +1,9 @@
 """Gradients: each within its bound of the fp64 gradient; their sum over a row is the exact one (0, unless softcap or z-loss pull); and
 they are linear: twice the upstream gradient gives twice the gradient.
 
-Near p_t → 1 the target's gradient p_t − 1 is small, and its bound with it: rounding p before the subtraction is found out. Kernels break
-the law so, by giving ignored rows a gradient, by losing the upstream factor, by dropping the tail of a row.
+Near p_t → 1 the target's gradient p_t − 1 is small, and its bound with it: rounding p before the subtraction is found out.
+
+Kernels break it so, by giving ignored rows a gradient, by losing the upstream factor, by dropping the tail of a row.
 """
 
 from stabcheck.laws import law

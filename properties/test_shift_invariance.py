@@ -13,6 +13,7 @@ from stabcheck.variations import exact_shift, moves, per_output
 def test_shift_invariance(case):
     shifted, base, exact = exact_shift(case)
     here, there = case.expect(base), case.expect(shifted)
-    free = {n: ~per_output(exact, e.value) | (False if e.free is None else e.free) for n, e in here.items()}
+    undefined = {n: False if e.free is None else e.free | there[n].free for n, e in here.items()}
+    free = {n: ~per_output(exact, e.value) | undefined[n] for n, e in here.items()}
     got = {n: v.double() + moves(there[n].value, here[n].value) for n, v in case.run(base).items()}
     yield case.within(case.run(shifted), got, {n: e.bound + there[n].bound for n, e in here.items()}, free, what="x + c with x")

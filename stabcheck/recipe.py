@@ -161,7 +161,7 @@ def from_data(data: Any) -> Recipe:
             fan=_one_of(data["fan"], FANS),
             seed=int(data["seed"]),
             layout=Layout(*map(int, data["layout"])),
-            options=tuple((str(k), from_hex(v) if isinstance(v, str) else v) for k, v in data.get("options", ())),
+            options=tuple((str(k), _option(v)) for k, v in data.get("options", ())),
         )
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as cause:
         if isinstance(cause, UsageError):
@@ -209,6 +209,14 @@ def _row(data: Any) -> Row:
         edits=tuple((int(i), from_hex(v)) for i, v in data["edits"]),
         inputs=tuple((str(k), from_hex(v) if isinstance(v, str) else int(v)) for k, v in data["inputs"]),
     )
+
+
+def _option(value: Any) -> Any:
+    """An option's value: floats are hex text, other text stands for itself."""
+    try:
+        return from_hex(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _one_of(value: Any, allowed: tuple[str, ...]) -> str:

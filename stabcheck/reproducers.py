@@ -24,7 +24,7 @@ from stabcheck.trial import Trial
 
 SCHEMA = "stabcheck-reproducer/1"
 FIELDS = ("id", "kernel", "target", "operation", "declared", "in_place", "routes", "property", "dtype", "kind")
-DECLARED = ("dtypes", "output", "error_model", "tile", "blocks", "max_vocab", "strides", "batch_invariant", "policies", "options")
+DECLARED = ("dtypes", "output", "error_model", "tile", "lanes", "blocks", "max_vocab", "strides", "batch_invariant", "policies", "options")
 
 
 @dataclass(frozen=True)

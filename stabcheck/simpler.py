@@ -145,7 +145,7 @@ def plainer_inputs(state: State, hints: Hints) -> Iterator[State]:
     """One row's temperature (or another scalar) replaced by one that stands earlier in the operation's table; a column by a lower one."""
     for spec in hints.operation.inputs:
         current = state.inputs[spec.name]
-        table = [0, 1] if spec.column else torch.tensor(spec.values, dtype=current.dtype).tolist()
+        table = list(range(min(2, state.logits.shape[1]))) if spec.column else torch.tensor(spec.values, dtype=current.dtype).tolist()
         for k, now in enumerate(current.tolist()):
             for value in table[: table.index(now)] if now in table else table:
                 changed = current.clone()

@@ -25,6 +25,7 @@ def lines(results: Results, profile: str | None) -> Iterator[str]:
     """What ran, how close to its bounds, what was exercised, what was found and what did not run."""
     ran = [r for r in results if r["tally"]["examples"]]
     yield from _table(ran)
+    yield from _accuracy(ran)
     yield from _regimes(ran)
     yield from _weak(results)
     yield from _verdict(results)
@@ -50,6 +51,15 @@ def _table(ran: Results) -> Iterator[str]:
         found = len({f["id"] for r in rs for f in r["findings"]})
         share = f"{ill / compared:.0%}" if compared else "-"
         yield f"{short[kernel]:<{width}} {dtype:<5} {use:<22} {examples:>6} {rows:>6} {elements:>9} {share:>4} {found:>5}"
+
+
+def _accuracy(ran: Results) -> Iterator[str]:
+    """Rows that were held against the reference, output by output, in the law made for that."""
+    rows: Counter[str] = Counter()
+    for r in ran:
+        if r["property"] == "accuracy":
+            rows[f"{r['kernel'].partition('[')[0]} {r['dtype']}"] += r["tally"]["rows"]
+    yield from _wrapped("rows through the accuracy law: ", [f"{name} {_short(n)}" for name, n in rows.items()])
 
 
 def _regimes(ran: Results) -> Iterator[str]:

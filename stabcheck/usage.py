@@ -37,7 +37,8 @@ def reference(
     ----------
     operation: e.g. "temperature_softmax".
     logits: [R, V], fp32, bf16 or fp16; taken to fp64 bit for bit.
-    inputs: the operation's per-row inputs, [R] each, e.g. temperature in fp32; inputs left out at the end have their defaults.
+    inputs: the operation's per-row inputs, [R] each, e.g. temperature in fp32; inputs left out at the end have
+        their defaults, but for those that name a column.
     output: dtype the kernel returns; the operation's own choice unless given.
     policies: edge policies other than the operation's defaults.
     options: options other than the operation's defaults, e.g. {"label_smoothing": 0.1}; reduction may be "none", "sum" or "mean".
@@ -52,9 +53,11 @@ def reference(
     for name, answer in (policies or {}).items():
         if answer not in wanted.get(name, ()):
             raise UsageError(f"unknown policy {name}={answer!r}; {operation} has {wanted}")
-    for name in options or {}:
+    for name, value in (options or {}).items():
         if name not in (known := [option.name for option in op.options]):
             raise UsageError(f"unknown option {name!r}; {operation} has {', '.join(known) or 'none'}")
+        if (choices := op.option(name).choices) and value not in choices:
+            raise UsageError(f"unknown {name} {value!r}; use one of {', '.join(choices)}")
     if error_model not in op.error_models:
         raise UsageError(f"unknown error_model {error_model!r}; use one of {', '.join(op.error_models)}")
     if logits.ndim != 2 or not logits.shape[1] or len(inputs) > len(op.inputs) or any(i.shape != logits.shape[:1] for i in inputs):
@@ -69,6 +72,8 @@ def reference(
 def _with_defaults(op: Operation, logits: torch.Tensor, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
     given = {spec.name: values for spec, values in zip(op.inputs, inputs, strict=False)}
     for spec in op.inputs[len(inputs) :]:
+        if spec.column:
+            raise UsageError(f"{op.name} takes {op.summary.partition(' ->')[0]}; {spec.name} is missing")
         dtype = torch.float32 if isinstance(spec.default, float) else torch.int64
         given[spec.name] = torch.full(logits.shape[:1], spec.default, dtype=dtype, device=logits.device)
     return given

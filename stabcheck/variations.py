@@ -197,7 +197,8 @@ def run_captured(case: Case) -> Results:
         with torch.cuda.graph(graph):
             results = case.run(static)
     except Exception as error:  # a kernel that asks the host breaks the capture, and ending the capture raises once more
-        raise KernelFault("crash", f"cannot be captured: {str(error).strip().splitlines()[0]}") from error
+        first = str(error.__context__ or error).strip().splitlines()[0]
+        raise KernelFault("crash", f"cannot be captured: {first.removeprefix('CUDA error: ')}") from error  # the device is not lost
     static.logits.copy_(case.batch.logits)
     graph.replay()
     return {name: values.clone() for name, values in results.items()}

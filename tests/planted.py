@@ -1,4 +1,7 @@
-"""Kernels in plain torch, one of them right and each of the others wrong in one way, and ways to put laws to them."""
+"""Softmaxes in plain torch, one of them right and each of the others wrong in one way, and ways to put laws to kernels.
+
+`planted_losses` has the like for the other operations.
+"""
 
 from itertools import cycle
 
@@ -59,11 +62,11 @@ def shares_the_maximum(logits, temperature):
     return torch.softmax(z.double(), -1).to(logits.dtype)
 
 
-_SHAKE = cycle((1.0, 1.0, 1.01))
+SHAKE = cycle((1.0, 1.0, 1.01))
 
 
 def shaky(logits, temperature):
-    return right(logits, temperature) * next(_SHAKE)
+    return right(logits, temperature) * next(SHAKE)
 
 
 def ignores_strides(logits, temperature):
@@ -86,38 +89,48 @@ def softmaxes_twice_in_place(logits, temperature):
     return right_in_place(right_in_place(logits, temperature), temperature)
 
 
-def kernel(function, **declared):
-    return make_kernel("temperature_softmax", function, **declared)
+SOFTMAX = "temperature_softmax"
 
 
-def trial(function, law="accuracy", dtype="fp32", **declared):
+def kernel(function, operation=SOFTMAX, **declared):
+    return make_kernel(operation, function, **declared)
+
+
+def trial(function, law="accuracy", dtype="fp32", operation=SOFTMAX, **declared):
     """A trial of a function on the CPU."""
-    return Trial(kernel(function, **declared), LAWS[law], dtype, CPU)
+    return Trial(kernel(function, operation, **declared), LAWS[law], dtype, CPU)
 
 
 def recipe(*rows, temperature=1.0, dtype="fp32", **more):
-    """A recipe of literal rows, given as lists of logits; one temperature for all, or one each."""
-    temperatures = temperature if isinstance(temperature, list) else [temperature] * len(rows)
+    """A recipe of literal rows of a softmax, given as lists of logits; one temperature for all, or one each."""
+    return recipe_of(SOFTMAX, *rows, dtype=dtype, inputs={"temperature": temperature}, **more)
+
+
+def recipe_of(operation, *rows, dtype="fp32", inputs=(), options=(), **more):
+    """A recipe of literal rows of any operation; each input is one value for all rows, or a list of one each."""
+    each = {name: v if isinstance(v, list) else [v] * len(rows) for name, v in dict(inputs).items()}
     literal = [
-        Row(Background("literal", tuple(map(float, row)), (1,) * len(row)), inputs=(("temperature", t),))
-        for row, t in zip(rows, temperatures, strict=True)
+        Row(Background("literal", tuple(map(float, row)), (1,) * len(row)), inputs=tuple((name, v[k]) for name, v in each.items()))
+        for k, row in enumerate(rows)
     ]
-    return Recipe("temperature_softmax", dtype, len(rows[0]), tuple(literal), **more)
+    return Recipe(operation, dtype, len(rows[0]), tuple(literal), options=tuple(dict(options).items()), **more)
 
 
 def logits_of(recipe):
     """The rows of a recipe as lists, whatever its backgrounds are."""
-    from stabcheck.batches import materialise
+    from stabcheck.expansion import materialise
 
     return materialise(recipe).logits.tolist()
 
 
 def finding_of(examined, examples=100):
     """The first finding Hypothesis makes with a trial, shrunk by it, or None."""
+    limits, fixed = {"max_rows": 24, "max_elements": 1 << 13, "max_vocab": 4097}, examined.law.fixed_options(examined.kernel)
+    space = space_for(examined.kernel, examined.dtype, **limits, fixed_options=fixed)
 
     @settings(max_examples=examples, derandomize=True, database=None, deadline=None, report_multiple_bugs=False,
               suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink])  # fmt: skip
-    @given(drawn(space_for(examined.kernel, examined.dtype, max_rows=24, max_elements=1 << 13, max_vocab=4097)))
+    @given(drawn(space))
     def put(recipe):
         examined(recipe)
 

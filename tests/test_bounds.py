@@ -11,14 +11,14 @@ EXACT = Profile("no error of its own", exp=0.0, divide=0.0, log2e=0.0)
 
 
 def contract(output=FP32, profile=GPU, **more):
-    return Contract(output, profile, **more)
+    return Contract(FP32, output, profile, **more)
 
 
 def exponent(x, t, **more):
     """κ of a row at one temperature."""
     x, t = torch.tensor([x], dtype=torch.float64), torch.tensor([[t]], dtype=torch.float64)
     m = x.amax(-1, keepdim=True)
-    return exponent_error(x, m, (x - m) / t, t, t.item(), contract(**more))[0].tolist()
+    return exponent_error(x, m, (x - m) / t, contract(**more), t=t, smallest_t=t.item())[0].tolist()
 
 
 def about(*values):
@@ -57,7 +57,7 @@ def test_a_common_offset_costs_nothing_when_the_maximum_is_subtracted_first():
 def test_a_common_offset_costs_in_proportion_when_scaling_comes_first():
     plain = exponent([1e6, 1e6 - 16], 0.5)
     scaled = exponent([1e6, 1e6 - 16], 0.5, error_model="scale_first")
-    assert [s - p for s, p in zip(scaled, plain, strict=True)] == about((1 + 4) * U * 2e6 / 0.5, (1 + 4) * U * (2e6 - 16) / 0.5)
+    assert [s - p for s, p in zip(scaled, plain, strict=True)] == about((1 + 4 + 2) * U * 2e6 / 0.5, (1 + 4 + 2) * U * (2e6 - 16) / 0.5)
 
 
 @pytest.mark.parametrize(

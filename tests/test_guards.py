@@ -4,8 +4,8 @@ import pytest
 import torch
 from planted import CPU, kernel, nan, recipe, right
 
+from stabcheck.cases import Case
 from stabcheck.guards import MARGIN, POISON, GuardAllocations, guard, run_guarded
-from stabcheck.laws import Case
 from stabcheck.recipe import Layout
 
 MADE = recipe([0.0, 1.0, 2.0], [3.0, 4.0, 5.0])
@@ -16,7 +16,8 @@ def watch(function, made=MADE, **declared):
 
 
 def faults(watched):
-    return {name for name in ("overruns", "unwritten", "changed") if getattr(watched, name).any()}
+    maps = {"overruns": watched.overruns, "unwritten": watched.unwritten["probs"], "changed": watched.changed}
+    return {name for name, found in maps.items() if found.any()}
 
 
 def beyond(tensor, offset):
@@ -92,7 +93,7 @@ def test_an_output_that_is_not_written_is_seen_where_it_is_not():
 
     watched = watch(kernel)
     assert faults(watched) == {"unwritten"}
-    assert watched.unwritten.tolist() == [[False, False, True]] * 2
+    assert watched.unwritten["probs"].tolist() == [[False, False, True]] * 2
 
 
 def test_a_nan_that_a_kernel_computed_is_written():
@@ -122,7 +123,7 @@ def test_an_input_changed_and_changed_back_is_unchanged():
 
 def test_unwritten_scratch_memory_poisons_the_result():
     """What a kernel reads without having written it must show, not be 0 by luck."""
-    assert watch(lambda x, t: right(x, t) + torch.empty(1)).output.isnan().all()
+    assert watch(lambda x, t: right(x, t) + torch.empty(1)).results["probs"].isnan().all()
 
 
 def test_memory_that_is_asked_to_be_zero_is_zero():
@@ -136,7 +137,7 @@ def test_memory_that_is_asked_to_be_zero_is_zero():
 
 def test_reads_between_padded_rows_give_nan():
     watched = watch(lambda x, t: right(x.as_strided((2, 3), (3, 1), x.storage_offset()), t), MADE.with_(layout=Layout(pad=2)))
-    assert watched.output.isnan().any()
+    assert watched.results["probs"].isnan().any()
 
 
 def test_the_batch_itself_stays_as_it_was():

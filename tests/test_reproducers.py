@@ -231,14 +231,26 @@ def test_what_cannot_be_replayed_here_is_told(tmp_path, change, told):
         replayed(file)
 
 
-def test_a_recipe_without_the_operations_inputs_is_told(tmp_path):
-    _, file = saved(tmp_path)
+def changed(file, **parts):
+    """The file with parts of its recipe replaced, `inputs` in every row."""
     data = json.loads(file.read_text())
     for row in data["recipe"]["rows"]:
-        row["inputs"] = []
+        row["inputs"] = parts.get("inputs", row["inputs"])
+    data["recipe"] |= {name: value for name, value in parts.items() if name != "inputs"}
     file.write_text(json.dumps(data))
-    with pytest.raises(UsageError, match="temperature"):
-        replayed(file)
+    return file
+
+
+def test_inputs_that_a_recipe_leaves_out_have_their_defaults(tmp_path):
+    _, file = saved(tmp_path)
+    assert replayed(changed(file, inputs=[])) is not None
+
+
+@pytest.mark.parametrize("parts", [{"inputs": [["labels", 0]]}, {"options": [["labels", 0]]}], ids=["input", "option"])
+def test_what_the_operation_does_not_take_is_told(tmp_path, parts):
+    _, file = saved(tmp_path)
+    with pytest.raises(UsageError, match=r"gives \['labels'\] but temperature_softmax takes logits \[R, V\], temperature"):
+        replayed(changed(file, **parts))
 
 
 def test_a_kernel_that_refuses_the_input_is_no_fix(tmp_path):
@@ -273,3 +285,10 @@ def test_no_part_of_a_file_imports_what_nobody_named(tmp_path, monkeypatch, wher
     file.write_text(json.dumps(data))
     with pytest.raises(UsageError, match="not imported unasked"):
         kernel_of(read(file), [])
+
+
+@pytest.mark.xfail(strict=True, reason="reproducers.DECLARED lacks lanes, on which the bound of a sum depends")
+def test_everything_the_bound_depends_on_is_written_down(tmp_path):
+    _, file = saved(tmp_path, tile=256, lanes=32, error_model="scale_first", output="fp32")
+    declared = read(file).declared
+    assert (declared["tile"], declared["lanes"], declared["error_model"], declared["output"]) == (256, 32, "scale_first", "fp32")

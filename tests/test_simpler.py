@@ -21,8 +21,8 @@ from stabcheck.simpler import (
     rounder_values,
 )
 
-INPUTS = operation("temperature_softmax").inputs
-TABLE = list(INPUTS[0].values)
+SOFTMAX = operation("temperature_softmax")
+TABLE = list(SOFTMAX.inputs[0].values)
 VALUES = [0.0, 1.0, -1.0, 88.7, -104.0, 123.456, 1e30, 2.0**-149, inf, -inf, nan]
 
 
@@ -31,7 +31,7 @@ def state(*rows, temperature=1.0, layout=Layout()):  # noqa: B008 (frozen)
 
 
 def hints(row=0, column=0, row_local=True):
-    return Hints(row, column, row_local, 1, INPUTS)
+    return Hints(row, column, row_local, 1, SOFTMAX)
 
 
 def ranks(s):

@@ -1,6 +1,7 @@
 """What is drawn stays within the space, reaches all of it, and shrinks to the simple end."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, find, given, settings
@@ -16,8 +17,16 @@ QUICK = settings(max_examples=200, deadline=None, derandomize=True, database=Non
 SMALL = Space("temperature_softmax", "fp32", max_rows=24, max_elements=1 << 15, max_vocab=32768)
 
 
+PLAIN = Row(inputs=(("temperature", 1.0),))
+SIMPLEST = Recipe("temperature_softmax", "fp32", 1, (PLAIN,))
+
+
 def smallest(condition, space=SMALL):
     return find(drawn(space), condition, settings=settings(QUICK, max_examples=2000), random=random.Random(0))
+
+
+def temperature(recipe):
+    return recipe.rows[0].input("temperature", 1.0)
 
 
 # ---- for an outsider
@@ -94,7 +103,7 @@ def test_a_kernel_without_strides_gets_contiguous_rows():
 def test_zero_temperature_is_drawn_where_it_means_something_and_nowhere_else():
     def zeros(space):
         seen = []
-        QUICK(given(drawn(space))(lambda recipe: seen.extend(row.input("temperature") == 0 for row in recipe.rows)))()
+        QUICK(given(drawn(space))(lambda recipe: seen.extend(row.input("temperature", 1.0) == 0 for row in recipe.rows)))()
         return sum(seen)
 
     limits = LIMITS[False]
@@ -136,20 +145,23 @@ def test_every_entry_of_every_table_can_be_drawn(dtype, blocks):
 
 
 def test_the_simplest_recipe_is_one_zero_at_temperature_one():
-    assert smallest(lambda recipe: True) == Recipe("temperature_softmax", "fp32", 1)
+    assert smallest(lambda recipe: True) == SIMPLEST
 
 
 @pytest.mark.parametrize(
     ("condition", "expected"),
     [
-        (lambda r: r.vocab >= 1000, lambda r: r == Recipe("temperature_softmax", "fp32", 1000)),
+        (lambda r: r.vocab >= 1000, lambda r: r == SIMPLEST.with_(vocab=1000)),
         (lambda r: r.total_rows >= 2, lambda r: r.vocab == 1 and len(set(r.rows)) == 1 and r.total_rows <= 3),
-        (lambda r: not r.layout.contiguous, lambda r: r == Recipe("temperature_softmax", "fp32", 1, layout=Layout(1))),
-        (lambda r: r.rows[0].input("temperature") < 1e-3, lambda r: r.rows == (Row(inputs=(("temperature", 1e-4),)),) and r.vocab == 1),
-        (lambda r: r.rows[0].mask.kind == "prefix", lambda r: r.rows == (Row(mask=Mask("prefix", 1)),)),
-        (lambda r: r.rows[0].background.kind == "bits", lambda r: r.vocab == 1 and r.rows == (Row(Background("bits", ())),)),
-        (lambda r: r.rows[0].edits, lambda r: r.vocab == 1 and r.rows == (Row(edits=((0, 0.0),)),)),
-        (lambda r: r.seed > 0, lambda r: r == Recipe("temperature_softmax", "fp32", 1, seed=1)),
+        (lambda r: not r.layout.contiguous, lambda r: r == SIMPLEST.with_(layout=Layout(1))),
+        (lambda r: temperature(r) < 1e-3, lambda r: r.rows == (Row(inputs=(("temperature", 1e-4),)),) and r.vocab == 1),
+        (lambda r: r.rows[0].mask.kind == "prefix", lambda r: r.rows == (replace(PLAIN, mask=Mask("prefix", 1)),)),
+        (
+            lambda r: r.rows[0].background.kind == "bits",
+            lambda r: r.vocab == 1 and r.rows == (replace(PLAIN, background=Background("bits", ())),),
+        ),
+        (lambda r: r.rows[0].edits, lambda r: r.vocab == 1 and r.rows == (replace(PLAIN, edits=((0, 0.0),)),)),
+        (lambda r: r.seed > 0, lambda r: r == SIMPLEST.with_(seed=1)),
     ],
     ids=["vocabulary", "rows", "layout", "temperature", "mask", "bits", "edit", "seed"],
 )

@@ -13,8 +13,8 @@ from stabcheck.operations.base import Operation
 @lru_cache(maxsize=1)
 def all_operations() -> dict[str, Operation]:
     """Every operation, by name."""
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("base", "parts"))
-    return {name: import_module(f"{__name__}.{name}").OPERATION for name in names}
+    modules = {m.name: import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)}
+    return {name: module.OPERATION for name, module in sorted(modules.items()) if hasattr(module, "OPERATION")}
 
 
 def operation(name: str) -> Operation:

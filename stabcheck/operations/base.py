@@ -48,10 +48,14 @@ class Input:
 
 @dataclass(frozen=True)
 class Option:
-    """A constant of the call, passed by keyword where it differs from the default, which is the first of its values."""
+    """A constant of the call, passed by keyword where it differs from the default, which is the first of its values.
+
+    values are those drawn; `choices`, where there are any, are all there may be.
+    """
 
     name: str
     values: tuple[Any, ...]
+    choices: tuple[Any, ...] = ()
 
     @property
     def default(self) -> Any:

@@ -30,7 +30,8 @@ class Shifted:
 
     def of_log_d(self, contract: Contract) -> torch.Tensor:
         """Error of log d: that of d, relative, becomes absolute (expm1 covers the higher orders), and the logarithm's own."""
-        return torch.expm1(self.of_d) + log_error(self.log_d, contract)
+        error = torch.expm1(self.of_d)
+        return error + log_error(self.log_d + error, contract)
 
 
 def shift(x: torch.Tensor, contract: Contract, spread: Any = 0.0, **temperature: Any) -> Shifted:

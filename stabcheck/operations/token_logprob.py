@@ -27,6 +27,8 @@ from stabcheck.operations.base import LARGEST, SMALLEST, Expected, Input, Operat
 from stabcheck.operations.parts import Shifted, shift
 from stabcheck.operations.temperature_softmax import TEMPERATURES
 
+MOST = torch.finfo(torch.float32).max
+
 
 def reference(batch: Batch, contract: Contract) -> dict[str, Expected]:
     """Exact values and their bounds.
@@ -47,6 +49,7 @@ def reference(batch: Batch, contract: Contract) -> dict[str, Expected]:
     z = parts.z.gather(1, at)
     logprob = (z - parts.log_d)[:, 0]
     error = (argument_error(x.gather(1, at), parts.m, z, contract, **temperature) + of_log_d)[:, 0]
+    error = torch.where((parts.m - x.gather(1, at))[:, 0] > MOST, torch.inf, error)  # the difference overflows before T can shrink it
     terms = torch.where(parts.p == 0, parts.p, parts.p * parts.z).abs_()  # 0·log 0 = 0
     of_terms = torch.expm1(parts.kappa + parts.of_d + quotient_error(contract)) + (slope(contract, t) + 2) * U
     spread = (terms * of_terms).sum(-1) + 2 * summation_error(vocab, contract) * terms.sum(-1)
@@ -76,9 +79,9 @@ def _unshifted(
 def _and_bad_temperatures(
     free: torch.Tensor | None, batch: Batch, contract: Contract, x: torch.Tensor, t: torch.Tensor
 ) -> torch.Tensor | None:
-    """T ≤ 0 and NaN mean nothing; where x/T overflows, a kernel that scales first promises nothing."""
-    if contract.error_model == "scale_first":
-        bad = (x.abs().masked_fill(x == -torch.inf, 0.0).amax(-1, keepdim=True) / t > torch.finfo(torch.float32).max)[:, 0] | ~(t[:, 0] > 0)
+    """T ≤ 0 and NaN mean nothing; where x/T overflows, a kernel that forms it promises nothing."""
+    if contract.error_model != "shift_first":
+        bad = (x.abs().masked_fill(x == -torch.inf, 0.0).amax(-1, keepdim=True) / t > MOST)[:, 0] | ~(t[:, 0] > 0)
     elif batch.smallest("temperature") > 0:
         return free
     else:

@@ -8,7 +8,7 @@ import random
 from itertools import cycle
 from pathlib import Path
 
-from stabcheck.batches import materialise
+from stabcheck.expansion import materialise
 from stabcheck.floats import FORMATS
 from stabcheck.operations.temperature_softmax import TEMPERATURES
 from stabcheck.recipe import BACKGROUNDS, FANS, MASKS, Background, Mask, Recipe, Row, to_data

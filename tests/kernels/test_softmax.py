@@ -68,8 +68,8 @@ def same_bits(a, b):
 def wrong_elements(result, logits, temperature, empty_row="nan"):
     """Where the result is further from fp64 than a correct kernel can be."""
     policies = {"empty_row": empty_row, "zero_temperature": "greedy"}
-    contract = Contract(by_name(name_of(result.dtype)), describe(DEVICE).profile, policies)
-    expected = operation("temperature_softmax").reference(Batch(logits, {"temperature": temperature}), contract)
+    contract = Contract(by_name(name_of(logits.dtype)), by_name(name_of(result.dtype)), describe(DEVICE).profile, policies)
+    expected = operation("temperature_softmax").reference(Batch(logits, {"temperature": temperature}), contract)["probs"]
     off = (result.double() - expected.value).abs() > expected.bound
     return (off | (result.isnan() != expected.value.isnan())).nonzero().tolist()
 
