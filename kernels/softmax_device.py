@@ -16,22 +16,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from stabcheck.kernels.online_device import columns_of, columns_of_tile, log2_scale, row_of
+
 # Two or three compiled variants serve all shapes: the compiler is told of column strides of 1, and of the rest what ALIGNED says.
 _jit = triton.jit(do_not_specialize=["vocab", "splits", "x_row", "out_row"])
 
 
 @triton.jit
 def _exp(x, m, t):
-    """exp((x − m) / t), for x ≤ m and t > 0, as 2^((x − m) · log2(e)/t): one multiplication where a division would take eight instructions.
-
-    Halves cannot overflow when subtracted. log2(e)/t overflows for a subnormal t, so below 2^-64 the difference is scaled up by a power
-    of two first. Where the maximum itself is too large for that, any two logits differ by 2^36 or more, and every rate gives exp = 0.
-    """
-    log2e: tl.constexpr = 1.4426950408889634  # literals: Triton compares every global that a kernel uses at each launch
-    largest: tl.constexpr = 3.4028234663852886e38
-    near = tl.abs(m) < tl.where(t < 2.0**-64, 2.0**60, 0.0)
-    scale = tl.where(near, 2.0**63, 0.5)
-    rate = tl.where(near, tl.div_rn(log2e, t * 2.0**63), tl.minimum(tl.div_rn(2 * log2e, t), largest))
+    """exp((x − m)/t), for x ≤ m and t > 0, as 2^((x − m) · log2(e)/t): one multiplication where a division takes eight instructions."""
+    scale, rate = log2_scale(m, t)
     return tl.exp2((x * scale - m * scale) * rate)
 
 
@@ -48,18 +42,6 @@ def _one_hot(cols, first, d, inverse):
     return tl.where(cols == first, tl.where(d > 0, 1.0, rest), rest)
 
 
-@triton.jit
-def _row(pointer, row, stride, ALIGNED: tl.constexpr):
-    if ALIGNED:
-        stride = stride // 16 * 16
-    return pointer + row.to(tl.int64) * stride
-
-
-@triton.jit
-def _columns(row, cols, stride):
-    return row + cols.to(tl.int64) * stride
-
-
 @_jit
 def single_pass(
     x, temperature, out, vocab, x_row, x_col, out_row, out_col, empty, BLOCK: tl.constexpr, ALIGNED: tl.constexpr
@@ -70,12 +52,12 @@ def single_pass(
     t = tl.load(temperature + row)
     cols = tl.arange(0, BLOCK)  # [BLOCK]
     inside = cols < vocab
-    logits = tl.load(_columns(_row(x, row, x_row, ALIGNED), cols, x_col), mask=inside, other=float("-inf")).to(tl.float32)
+    logits = tl.load(columns_of(row_of(x, row, x_row, ALIGNED), cols, x_col), mask=inside, other=float("-inf")).to(tl.float32)
     m = tl.max(logits, 0)
     e = _exp(logits, _finite(m), tl.where(t == 0, 1.0, t))
     d = tl.sum(e, 0)
     inverse = tl.where(d == 0, empty, 1 / d)
-    target = _columns(_row(out, row, out_row, ALIGNED), cols, out_col)
+    target = columns_of(row_of(out, row, out_row, ALIGNED), cols, out_col)
     if t == 0:
         first = tl.min(tl.where(logits == m, cols, vocab), 0)
         tl.store(target, _one_hot(cols, first, d, inverse).to(out.dtype.element_ty), mask=inside)
@@ -95,16 +77,15 @@ def online(
     row = tl.program_id(0)
     t = tl.load(temperature + row)
     rate_t = tl.where(t == 0, 1.0, t)
-    x = _row(x, row, x_row, ALIGNED)
-    target = _row(out, row, out_row, ALIGNED)
-    lane = tl.arange(0, LANES)[:, None, None] * WIDTH + tl.arange(0, WIDTH)[None, None, :]
-    tile = lane + tl.arange(0, STEPS)[None, :, None] * (LANES * WIDTH)  # [LANES, STEPS, WIDTH]
+    x = row_of(x, row, x_row, ALIGNED)
+    target = row_of(out, row, out_row, ALIGNED)
+    tile = columns_of_tile(LANES, STEPS, WIDTH)
 
     m = tl.full([LANES], float("-inf"), tl.float32)
     d = tl.zeros([LANES], tl.float32)
     for start in range(0, vocab, TILE):
         cols = start + tile
-        logits = tl.load(_columns(x, cols, x_col), mask=cols < vocab, other=float("-inf")).to(tl.float32)
+        logits = tl.load(columns_of(x, cols, x_col), mask=cols < vocab, other=float("-inf")).to(tl.float32)
         m_new = tl.maximum(m, tl.max(tl.max(logits, 2), 1))
         shift = _finite(m_new)
         e = _exp(logits, shift[:, None, None], rate_t)
@@ -119,19 +100,20 @@ def online(
         first = vocab
         for start in range(0, vocab, TILE):
             cols = start + tile
-            logits = tl.load(_columns(x, cols, x_col), mask=cols < vocab, other=float("-inf")).to(tl.float32)
+            logits = tl.load(columns_of(x, cols, x_col), mask=cols < vocab, other=float("-inf")).to(tl.float32)
             first = tl.minimum(first, tl.min(tl.min(tl.min(tl.where(logits == top, cols, vocab), 2), 1), 0))
         for start in range(0, vocab, TILE):
             cols = start + tile
             p = _one_hot(cols, first, total, inverse)
-            tl.store(_columns(target, cols, out_col), p.to(out.dtype.element_ty), mask=cols < vocab)
+            tl.store(columns_of(target, cols, out_col), p.to(out.dtype.element_ty), mask=cols < vocab)
     else:
         last = (vocab - 1) // TILE * TILE
         for back in range(0, vocab, TILE):  # from the last tile, which the caches still hold, to the first
             cols = last - back + tile
-            logits = tl.load(_columns(x, cols, x_col), mask=cols < vocab, other=float("-inf"), eviction_policy="evict_first").to(tl.float32)
+            source = columns_of(x, cols, x_col)
+            logits = tl.load(source, mask=cols < vocab, other=float("-inf"), eviction_policy="evict_first").to(tl.float32)
             p = _exp(logits, shift, rate_t) * inverse
-            tl.store(_columns(target, cols, out_col), p.to(out.dtype.element_ty), mask=cols < vocab, cache_modifier=".cs")
+            tl.store(columns_of(target, cols, out_col), p.to(out.dtype.element_ty), mask=cols < vocab, cache_modifier=".cs")
 
 
 @_jit
@@ -145,7 +127,7 @@ def split_sums(
     t = tl.load(temperature + row)
     block = tl.arange(0, BLOCK)
     cols = split * BLOCK + block  # [BLOCK]
-    source = _columns(_row(x, row, x_row, ALIGNED), cols, x_col)
+    source = columns_of(row_of(x, row, x_row, ALIGNED), cols, x_col)
     logits = tl.load(source, mask=cols < vocab, other=float("-inf"), eviction_policy="evict_last").to(tl.float32)
     m = tl.max(logits, 0)
     e = _exp(logits, _finite(m), tl.where(t == 0, 1.0, t))
@@ -169,7 +151,7 @@ def split_write(
     rate_t = tl.where(t == 0, 1.0, t)
     cols = split * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     inside = cols < vocab
-    source = _columns(_row(x, row, x_row, ALIGNED), cols, x_col)
+    source = columns_of(row_of(x, row, x_row, ALIGNED), cols, x_col)
     logits = tl.load(source, mask=inside, other=float("-inf"), eviction_policy="evict_first").to(tl.float32)
 
     s = tl.arange(0, SPLITS)  # [SPLITS]
@@ -180,7 +162,7 @@ def split_write(
     d = tl.sum(sums * _exp(maxima, _finite(m), rate_t), 0)  # Σ_s d_s · exp((m_s − m) / t)
     inverse = tl.where(d == 0, empty, 1 / d)
 
-    target = _columns(_row(out, row, out_row, ALIGNED), cols, out_col)
+    target = columns_of(row_of(out, row, out_row, ALIGNED), cols, out_col)
     if t == 0:
         firsts = s * BLOCK + tl.load(partials + 2, mask=s < splits, other=0.0).to(tl.int32)
         first = tl.min(tl.where(maxima == m, firsts, vocab), 0)

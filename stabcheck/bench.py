@@ -1,9 +1,9 @@
 """Speed: a kernel beside its peers, a copy of the same bytes and the floor, all in one run on one device.
 
 Times are medians in µs on the device, its launches included, with the 20th and 80th percentile; `host` is what issuing the call costs the
-CPU, which a CUDA graph saves. The floor is what reading each input byte once and writing each output byte once takes at the copy bandwidth
-measured in the same run; no launch (about 4 µs) is in it, so only large inputs come near. Compare ratios: they hold from run to run.
-Another operation is another `Benchmark`: data, no code here changes.
+CPU, which a CUDA graph saves. The floor is what moving the bytes that must be moved takes at the copy bandwidth measured in the same run;
+no launch (about 4 µs) is in it, so only large inputs come near. Compare ratios: they hold from run to run.
+Another operation is another `Benchmark` in `stabcheck.benchmarks`: data, no code here changes.
 """
 
 from __future__ import annotations
@@ -21,47 +21,22 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from stabcheck.benchmarks import BENCHMARKS, Benchmark, Point, Run
 from stabcheck.devices import describe, gpu_available, versions
 from stabcheck.errors import UsageError
-from stabcheck.floats import by_name
 
-Make = Callable[..., torch.Tensor]
 WARM_UP, REPEATS = 10, 100
 
 
 @dataclass(frozen=True)
-class Point:
-    """One line of the table."""
-
-    dtype: str
-    vocab: int
-    rows: int
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """What is timed for one operation.
-
-    inputs: the operation's inputs at a point, on the GPU.
-    ours: called with the inputs; returns what each peer returns.
-    peers: name -> loader, called afresh at each point; returns the function to time, or raises ImportError where it is not installed.
-    """
-
-    name: str
-    points: tuple[Point, ...]
-    inputs: Callable[[Point], tuple[torch.Tensor, ...]]
-    ours: Make
-    peers: dict[str, Callable[[], Make]]
-
-
-@dataclass(frozen=True)
 class Timing:
-    """Median and spread on the device, and the median on the host, in µs."""
+    """Median and spread on the device, and the median on the host, in µs; `memory` is the most a call allocates, in units of the logits."""
 
     median: float
     p20: float
     p80: float
     host: float
+    memory: float = 0.0
 
 
 @dataclass
@@ -72,6 +47,7 @@ class Line:
     floor: float
     copy: Timing
     ours: Timing
+    variants: dict[str, Timing] = field(default_factory=dict)
     peers: dict[str, Timing] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -81,53 +57,6 @@ class Line:
         fastest = min((t.median for t in self.peers.values()), default=None)
         others = {"fastest peer": fastest, "floor": self.floor, "copy": self.copy.median}
         return {f"ours / {name}": us and round(self.ours.median / us, 3) for name, us in others.items()}
-
-
-def _softmax_inputs(point: Point) -> tuple[torch.Tensor, ...]:
-    logits = (torch.randn(point.rows, point.vocab, device="cuda") * 5).to(by_name(point.dtype).torch)
-    return logits, torch.rand(point.rows, device="cuda") + 0.5
-
-
-def _fused_softmax(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-    from stabcheck.kernels.softmax import softmax
-
-    return softmax(logits, temperature)  # type: ignore[no-any-return]
-
-
-def _torch_softmax(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-    return torch.softmax(logits / temperature.to(logits.dtype)[:, None], -1)
-
-
-def _compiled_softmax() -> Make:
-    torch._dynamo.reset()
-    return torch.compile(_torch_softmax, dynamic=False)
-
-
-def _flashinfer_softmax() -> Make:
-    from flashinfer.sampling import softmax
-
-    return softmax  # type: ignore[no-any-return]
-
-
-def _liger_softmax() -> Make:
-    from liger_kernel.ops.softmax import LigerSoftmaxFunction
-
-    return lambda logits, temperature: LigerSoftmaxFunction.apply(logits / temperature.to(logits.dtype)[:, None])
-
-
-SOFTMAX = Benchmark(
-    name="softmax",
-    points=tuple(Point(d, v, r) for d in ("bf16", "fp32") for v in (32000, 128256, 151936) for r in (1, 8, 32, 128, 512)),
-    inputs=_softmax_inputs,
-    ours=_fused_softmax,
-    peers={
-        "torch eager": lambda: _torch_softmax,
-        "torch.compile": _compiled_softmax,
-        "flashinfer": _flashinfer_softmax,
-        "liger-kernel": _liger_softmax,
-    },
-)
-BENCHMARKS = {"softmax": SOFTMAX, "temperature_softmax": SOFTMAX}
 
 
 def bench(
@@ -166,34 +95,47 @@ def bench(
     console.print(table)
     if out_dir:
         device = describe("cuda")
-        about = {"operation": benchmark.name, "device": device.model, "arch": device.arch, "copy_tb_per_s": round(bandwidth / 1e12, 3)}
+        about: dict[str, Any] = {"operation": benchmark.name, "device": device.model, "arch": device.arch}
+        about |= {"floor": benchmark.moves, "copy_tb_per_s": round(bandwidth / 1e12, 3)}
         about |= {"command": f"stabcheck bench {benchmark.name} --out reports/bench", **versions()}
         _write(out_dir, about, lines, cells)
     return [asdict(line) | line.ratios for line in lines]
 
 
-def _measure(benchmark: Benchmark, point: Point, peers: dict[str, Callable[[], Make]], bandwidth: float) -> Line:
+def _measure(benchmark: Benchmark, point: Point, peers: dict[str, Callable[[], Run]], bandwidth: float) -> Line:
     inputs = benchmark.inputs(point)
-    output = benchmark.ours(*inputs)
-    moved = sum(t.nbytes for t in (*inputs, output))
-    source, target = torch.empty((2, moved // 2), dtype=torch.uint8, device="cuda")
-    line = Line(point, moved / bandwidth * 1e6, _time(lambda: target.copy_(source)), _time(lambda: benchmark.ours(*inputs)))
+    moved = benchmark.moved(inputs)
+    copy = _time_copy(moved // 2)
+    kept = inputs[0].detach().clone() if benchmark.overwrites else None
+
+    def timed(run: Run) -> Timing:
+        return _time(lambda: run(*inputs), inputs[0].detach(), kept)
+
+    line = Line(point, moved / bandwidth * 1e6, copy, timed(benchmark.ours), {n: timed(run) for n, run in benchmark.variants.items()})
     for name, load in peers.items():
         try:
-            peer = load()
-            line.peers[name] = _time(lambda peer=peer: peer(*inputs))  # type: ignore[misc]
+            line.peers[name] = timed(load())
         except Exception as error:  # not installed, or not for this shape: neither must end the run
             line.missing[name] = f"{'absent' if isinstance(error, ImportError) else 'failed'}: {str(error).partition(chr(10))[0]}"
     return line
 
 
-def _time(run: Callable[[], Any]) -> Timing:
-    """Time a call that finds the L2 cache cleared, as `triton.testing.do_bench` does."""
+def _time(run: Callable[[], Any], logits: torch.Tensor | None = None, kept: torch.Tensor | None = None) -> Timing:
+    """Time a call that finds the L2 cache cleared, as `triton.testing.do_bench` does, and the logits as they were kept.
+
+    A clearing takes the device 0.25 ms (do_bench: 0.06). As many are made as take longer than issuing the call: a slow host would else be
+    timed in place of the device.
+    """
+    memory = 0.0 if logits is None else _memory(run) / logits.nbytes
     cache = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    device, host = [], []
+    device: list[float] = []
+    host: list[float] = []
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    for _ in range(WARM_UP + REPEATS):
-        cache.zero_()  # 0.25 ms, where do_bench takes 0.06: a slow host, issuing two launches, would else be timed in place of the device
+    for i in range(WARM_UP + REPEATS):
+        if logits is not None and kept is not None:
+            logits.copy_(kept)
+        for _ in range(1 if i < WARM_UP else 1 + int(median(host[:WARM_UP]) / 125)):
+            cache.zero_()
         start.record()
         begin = time.perf_counter()
         run()
@@ -202,13 +144,26 @@ def _time(run: Callable[[], Any]) -> Timing:
         end.synchronize()
         device.append(start.elapsed_time(end) * 1e3)
     p20, _, _, p80 = quantiles(device[WARM_UP:], n=5)
-    return Timing(*(round(us, 2) for us in (median(device[WARM_UP:]), p20, p80, median(host[WARM_UP:]))))
+    return Timing(*(round(number, 2) for number in (median(device[WARM_UP:]), p20, p80, median(host[WARM_UP:]), memory)))
+
+
+def _memory(run: Callable[[], Any]) -> int:
+    """Bytes a call has allocated at its peak, its results included; the first call, which may compile, does not count."""
+    run()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _copy_bandwidth() -> float:
     """Bytes read and written per second by a copy that is large beside every cache."""
-    source, target = torch.empty((2, 1 << 30), dtype=torch.uint8, device="cuda")
-    return 2 * (1 << 30) / _time(lambda: target.copy_(source)).median * 1e6
+    return 2 * (1 << 30) / _time_copy(1 << 30).median * 1e6
+
+
+def _time_copy(size: int) -> Timing:
+    source, target = torch.empty((2, size), dtype=torch.uint8, device="cuda")
+    return _time(lambda: target.copy_(source))
 
 
 def _cells(line: Line, peers: list[str]) -> dict[str, str]:
@@ -219,11 +174,13 @@ def _cells(line: Line, peers: list[str]) -> dict[str, str]:
         "V": str(line.point.vocab),
         "rows": str(line.point.rows),
         "ours (20–80 %)": f"{line.ours.median:.1f} ({line.ours.p20:.1f}–{line.ours.p80:.1f})",
+        **{name: f"{timing.median:.1f}" for name, timing in line.variants.items()},
         **times,
         "copy": f"{line.copy.median:.1f}",
         "floor": f"{line.floor:.1f}",
         **{name: f"{ratio:.2f}" if ratio else "" for name, ratio in line.ratios.items()},
         "our host": f"{line.ours.host:.0f}",
+        "our memory": " / ".join(f"{timing.memory:.2f}" for timing in (line.ours, *line.variants.values())),
     }
 
 
@@ -240,8 +197,9 @@ def _markdown(about: dict[str, Any], lines: list[Line], cells: list[dict[str, st
     return f"""# {about["operation"]} on {about["device"]} ({about["arch"]})
 
 µs, medians on the device, launches included, the L2 cache cleared before each call; torch {about["torch"]}, triton {about["triton"]}.
-`floor` is each input byte read once and each output byte written once at {about["copy_tb_per_s"]} TB/s (a copy of 1 GiB, read + write),
-without a launch; `copy` is a copy of the same bytes, with one; `our host` is what issuing our call costs the CPU.
+`floor` is {about["floor"]} moved at {about["copy_tb_per_s"]} TB/s (a copy of 1 GiB, read + write), without a
+launch; `copy` is a copy of the same bytes, with one; `our host` is what issuing our call costs the CPU; `our memory` is the most it had
+allocated, results included, in units of the logits' size.
 Again: `{about["command"]}`
 
 {chr(10).join(f"| {' | '.join(row)} |" for row in rows)}
