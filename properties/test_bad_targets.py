@@ -10,7 +10,11 @@ from stabcheck.laws import law
 
 
 @law(
-    "a target out of range raises, or makes its row NaN where that is declared", traits=["targets"], promised="bad_target", row_local=False
+    "a target out of range raises, or makes its row NaN where that is declared",
+    traits=["targets"],
+    promised="bad_target",
+    row_local=False,
+    weight=0.5,
 )
 def test_bad_targets(case):
     if case.batch.logits.numel():

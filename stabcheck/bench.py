@@ -25,6 +25,8 @@ from stabcheck.benchmarks import BENCHMARKS, Benchmark, Point, Run
 from stabcheck.devices import describe, gpu_available, versions
 from stabcheck.errors import UsageError
 
+WIDTH = 110  # of the table in a terminal; a narrower one wraps its lines
+ONLY_WRITTEN = ("copy", "ours / copy", "our host", "our memory")  # columns of the files that the terminal does not show
 WARM_UP, REPEATS = 10, 100
 
 
@@ -89,10 +91,11 @@ def bench(
         lines.append(_measure(benchmark, point, chosen, bandwidth))
         console.print(f"{point.dtype} {point.rows} × {point.vocab}: ours {lines[-1].ours.median:.1f} µs", style="dim")
     cells = [_cells(line, list(chosen)) for line in lines]
-    table = Table(*cells[0], box=SIMPLE, padding=0)
-    for row in cells:
+    shown = [{name: text for name, text in row.items() if name not in ONLY_WRITTEN} for row in cells]
+    table = Table(*shown[0], box=SIMPLE, padding=0)
+    for row in shown:
         table.add_row(*row.values())
-    console.print(table)
+    console.print(table, width=max(console.width, WIDTH), crop=False)
     if out_dir:
         device = describe("cuda")
         about: dict[str, Any] = {"operation": benchmark.name, "device": device.model, "arch": device.arch}

@@ -213,10 +213,8 @@ def _row(data: Any) -> Row:
 
 def _option(value: Any) -> Any:
     """An option's value: floats are hex text, other text stands for itself."""
-    try:
-        return from_hex(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    is_float = isinstance(value, str) and value.lstrip("-").startswith(("0x", "inf", "nan"))
+    return from_hex(value) if is_float else value
 
 
 def _one_of(value: Any, allowed: tuple[str, ...]) -> str:

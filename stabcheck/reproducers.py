@@ -156,6 +156,10 @@ def replay(reproducer: Reproducer, kernel: Kernel, device: Device | None = None)
         raise UsageError(f"reproducer {reproducer.id} is of {kernel.operation}, {reproducer.dtype}, its recipe is not; restore the file")
     if unknown:
         raise UsageError(f"reproducer {reproducer.id} gives {unknown} but {kernel.operation} takes {op.summary}; restore the file")
+    for name, value in reproducer.recipe.options:
+        spec = op.option(name)
+        if type(value) is not type(spec.default) or (spec.choices and value not in spec.choices):
+            raise UsageError(f"reproducer {reproducer.id} gives {name} = {value!r}, which {kernel.operation} cannot have; restore the file")
     device = device or describe("cpu")
     law = laws[reproducer.property_name]
     if why := law.why_not(kernel, device):

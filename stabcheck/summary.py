@@ -33,7 +33,8 @@ def lines(results: Results, profile: str | None) -> Iterator[str]:
 
 def _table(ran: Results) -> Iterator[str]:
     groups: dict[tuple[str, str], Results] = defaultdict(list)
-    for r in ran:
+    operations = dict.fromkeys(r["kernel"].partition("[")[0] for r in ran)
+    for r in sorted(ran, key=lambda r: (list(operations).index(r["kernel"].partition("[")[0]), r["kernel"])):  # xdist mixes them
         groups[r["kernel"], r["dtype"]].append(r)
     short = {kernel: kernel.partition("[")[2].removesuffix("]") for kernel, _ in groups}
     width = max([6, *map(len, short.values())])
@@ -55,11 +56,12 @@ def _table(ran: Results) -> Iterator[str]:
 
 def _accuracy(ran: Results) -> Iterator[str]:
     """Rows that were held against the reference, output by output, in the law made for that."""
-    rows: Counter[str] = Counter()
+    rows: dict[str, Counter[str]] = defaultdict(Counter)
     for r in ran:
         if r["property"] == "accuracy":
-            rows[f"{r['kernel'].partition('[')[0]} {r['dtype']}"] += r["tally"]["rows"]
-    yield from _wrapped("rows through the accuracy law: ", [f"{name} {_short(n)}" for name, n in rows.items()])
+            rows[r["kernel"].partition("[")[0]][r["dtype"]] += r["tally"]["rows"]
+    told = [" ".join([operation, *(f"{dtype} {_short(n)}" for dtype, n in counts.items())]) for operation, counts in rows.items()]
+    yield from _wrapped("rows through the accuracy law: ", told)
 
 
 def _regimes(ran: Results) -> Iterator[str]:

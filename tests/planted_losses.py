@@ -74,6 +74,11 @@ def unshifted_logprob(logits, labels, temperature):
     return (x.gather(1, labels[:, None]) - lse)[:, 0], entropy_of(z, p, log_d).float()
 
 
+def nan_for_bad_labels(logits, labels, temperature):
+    bad = (labels < 0) | (labels >= logits.shape[1])
+    return tuple(values.masked_fill(bad, torch.nan) for values in logprob(logits, labels.masked_fill(bad, 0), temperature))
+
+
 def reads_the_label_modulo_v(logits, labels, temperature):
     return logprob(logits, labels % logits.shape[1], temperature)
 
@@ -149,6 +154,10 @@ def loss(of_loss=same, of_grad=same, of_mean=lambda total, q: total / (~q.ignore
 right_loss = loss()
 
 
+def loss_too_large(logits, target, **options):
+    return 1.05 * right_loss(logits, target, **options)
+
+
 def row_1(values, change):
     """The values with row 1 changed."""
     return torch.cat([values[:1], change(values[1:2]), values[2:]])
@@ -179,6 +188,40 @@ def overwrites_the_logits(grad, q):
     return grad
 
 
+def into(out, grad):
+    """Write all of a gradient but its last column into a buffer."""
+    out[:, :-1] = grad[:, :-1]
+    return out
+
+
+def forgets_its_last_column(grad, q):
+    return into(torch.empty(grad.shape), grad)
+
+
+def writes_past_its_end(grad, q):
+    out = grad.float().clone()
+    if len(out):
+        flat = torch.empty(out.numel()).copy_(out.flatten())
+        flat.as_strided((1,), (1,), flat.storage_offset() + flat.numel()).fill_(0.0)
+    return out
+
+
+def out_of_range(q):
+    return ~q.ignored & ((q.target < 0) | (q.target >= q.logits.shape[1]))
+
+
+def nan_loss(values, q):
+    return values.masked_fill(out_of_range(q), torch.nan)
+
+
+def nan_gradient(grad, q):
+    return grad.masked_fill(out_of_range(q)[:, None], torch.nan)
+
+
+def nan_gradient_and_the_others_off(grad, q):
+    return nan_gradient(grad * (1 + 1e-3 * out_of_range(q).any()), q)
+
+
 unshifted_loss = loss(of_loss=unshifted)
 narrow_gradient = loss(of_grad=rounded_probabilities)
 gradient_twice_in_row_1 = loss(of_grad=lambda grad, q: row_1(grad, lambda row: 2 * row))
@@ -191,3 +234,6 @@ multiplies_ignored_rows_with_0 = loss(of_grad=lambda grad, q: grad + 0.0 * q.log
 adds_the_neighbours_ignored_loss = loss(of_loss=lambda values, q: values + 1e-3 * q.ignored.roll(1))
 slightly_negative = loss(of_loss=lambda values, q: torch.where((values == 0) & ~q.ignored, -1e-9, values))
 takes_bad_targets = loss(checked=False)
+nan_for_bad_targets = loss(of_loss=nan_loss, of_grad=nan_gradient, checked=False)
+nan_loss_for_bad_targets = loss(of_loss=nan_loss, checked=False)
+nan_for_bad_targets_and_the_others_off = loss(of_loss=nan_loss, of_grad=nan_gradient_and_the_others_off, checked=False)

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, settings
-from planted import inf, logits_of, nan
+from planted import SOFTMAX, inf, logits_of, nan
+from planted_losses import LOGPROB, LOSS, LSE
 
 from stabcheck.expansion import materialise
 from stabcheck.floats import FORMATS, by_name
+from stabcheck.operations.base import IGNORED, LARGEST, SMALLEST
 from stabcheck.recipe import BACKGROUNDS, FANS, MASKS, Background, Layout, Mask, Recipe, Row, from_data
 from stabcheck.strategies import recipes
 
@@ -42,8 +44,12 @@ def test_committed_recipes_have_their_committed_bits(device):
     assert differ == []
 
 
+def committed(*operations):
+    return [r for r in (from_data(entry["recipe"]) for entry in COMMITTED) if r.operation in operations]
+
+
 def test_committed_recipes_are_a_hundred_of_every_kind():
-    recipes = [from_data(entry["recipe"]) for entry in COMMITTED]
+    recipes = committed(SOFTMAX)
     rows = [row for r in recipes for row in r.rows]
     assert len(recipes) == 100
     assert {r.dtype for r in recipes} == set(FORMATS)
@@ -51,7 +57,16 @@ def test_committed_recipes_are_a_hundred_of_every_kind():
     assert {row.background.kind for row in rows} == set(BACKGROUNDS)
     assert {row.mask.kind for row in rows} == set(MASKS)
     assert any(r.vocab == 70000 for r in recipes) and any(not r.siblings for r in recipes)
-    assert len({entry["digest"] for entry in COMMITTED}) > 80  # empty batches and fully masked ones share theirs
+    assert len({entry["digest"] for entry in COMMITTED[:100]}) > 80  # empty batches and fully masked ones share theirs
+
+
+def test_committed_recipes_have_every_code_of_a_column_and_options_of_every_sort():
+    recipes = committed(LSE, LOGPROB, LOSS)
+    turned = [r for r in recipes if r.fan == "rotate" and r.siblings > 1]
+    assert {v for r in turned for row in r.rows for name, v in row.inputs if name == "target"} > {LARGEST, SMALLEST, IGNORED, 0, 1}
+    assert {v for r in turned for row in r.rows for name, v in row.inputs if name == "labels"} > {LARGEST, SMALLEST, 0, 1}
+    assert {type(v) for r in recipes for _, v in r.options} == {int, float, str}
+    assert {r.operation for r in turned} == {LSE, LOGPROB, LOSS}
 
 
 @given(recipes("temperature_softmax", "bf16"))
@@ -203,6 +218,90 @@ def test_scale_doubles_the_background_over_24_steps_but_not_the_edits():
 
 def test_other_fans_keep_the_temperature():
     assert temperatures(one(siblings=3, fan="scale", temperature=0.3)) == temperatures(one(temperature=0.3)) * 3
+
+
+# ---- columns named by an input
+
+
+def targeted(target, background=PLAIN, mask=UNMASKED, edits=(), *, vocab=8, **more):
+    """A recipe of one archetype of a loss."""
+    return Recipe(LOSS, "fp32", vocab, (Row(background, mask, edits, (("target", target), ("upstream", 0.5))),), **more)
+
+
+def targets(made):
+    return materialise(made).inputs["target"].tolist()
+
+
+@pytest.mark.parametrize(("target", "column"), [(3, 3), (7, 7), (8, 0), (21, 5)])
+def test_a_column_counts_modulo_v(target, column):
+    assert targets(targeted(target)) == [column]
+
+
+def test_a_column_moves_with_its_column():
+    batch = materialise(targeted(2, Background("ramp", (0.0, 1.0)), siblings=16, fan="rotate"))
+    assert len(set(batch.inputs["target"].tolist())) > 3
+    assert batch.logits.gather(1, batch.inputs["target"][:, None]).flatten().tolist() == [2.0] * 16
+
+
+@pytest.mark.parametrize("fan", ["reseed", "scale"])
+def test_a_column_stays_where_columns_stay(fan):
+    assert targets(targeted(2, siblings=3, fan=fan)) == [2] * 3
+
+
+@pytest.mark.parametrize(
+    ("code", "edits", "column"),
+    [
+        (LARGEST, ((5, 9.0),), 5),
+        (LARGEST, ((5, 9.0), (3, 9.0)), 3),  # the first of equals
+        (LARGEST, ((5, 9.0), (6, nan)), 6),  # as torch orders them
+        (LARGEST, (), 0),
+        (SMALLEST, ((5, -9.0), (3, -9.0)), 3),
+        (SMALLEST, ((5, -inf), (3, -9.0)), 5),
+    ],
+)
+def test_a_code_is_the_first_column_that_it_describes_in_the_finished_row(code, edits, column):
+    assert targets(targeted(code, edits=edits)) == [column]
+
+
+@pytest.mark.parametrize("code", [LARGEST, SMALLEST])
+def test_a_code_is_resolved_in_each_sibling_for_itself(code):
+    batch = materialise(
+        targeted(code, Background("bell", (0.0, 1.0)), Mask("prefix", 3), siblings=12, fan="rotate", layout=Layout(5, 3, 7))
+    )
+    chosen = batch.logits.argmax(-1) if code == LARGEST else batch.logits.argmin(-1)
+    assert batch.inputs["target"].tolist() == chosen.tolist()
+    assert chosen.unique().numel() > 2
+
+
+def test_codes_of_one_archetype_do_not_reach_another():
+    rows = tuple(Row(edits=((4, 1.0), (6, -1.0)), inputs=(("target", v),)) for v in (LARGEST, 0, SMALLEST, IGNORED))
+    assert targets(Recipe(LOSS, "fp32", 8, rows, siblings=2)) == [4, 4, 0, 0, 6, 6, IGNORED, IGNORED]
+
+
+@pytest.mark.parametrize(("options", "index"), [((), -100), ((("ignore_index", 2),), 2), ((("ignore_index", 0),), 0)])
+@pytest.mark.parametrize("vocab", [1, 8])
+def test_an_ignored_row_has_the_index_that_is_ignored_wherever_columns_go(options, index, vocab):
+    assert targets(targeted(IGNORED, vocab=vocab, siblings=5, fan="rotate", options=options)) == [index] * 5
+
+
+def test_a_batch_carries_inputs_in_their_dtypes_and_the_options_and_knows_no_smallest_column():
+    batch = materialise(targeted(1, siblings=2, options=(("softcap", 30.0), ("reduction", "mean"))))
+    assert [(name, v.dtype) for name, v in batch.inputs.items()] == [("target", torch.int64), ("upstream", torch.float32)]
+    assert batch.inputs["upstream"].tolist() == [0.5] * 2
+    assert (batch.options, batch.known) == ({"softcap": 30.0, "reduction": "mean"}, {"upstream": 0.5})
+
+
+def test_an_input_that_a_recipe_leaves_out_has_its_default():
+    batch = materialise(Recipe(LOGPROB, "fp32", 3, siblings=2))
+    assert {name: v.tolist() for name, v in batch.inputs.items()} == {"labels": [0, 0], "temperature": [1.0, 1.0]}
+
+
+def test_an_operation_without_inputs_has_none():
+    assert materialise(Recipe(LSE, "fp32", 3, siblings=2)).inputs == {}
+
+
+def test_an_empty_batch_has_no_targets():
+    assert targets(targeted(LARGEST, siblings=0)) == []
 
 
 # ---- layouts

@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
-from planted import inf, nan, recipe
+from planted import inf, nan, recipe, recipe_of
+from planted_losses import LOGPROB, LOSS, LSE
 
 from stabcheck.findings import Broken, Finding, broken, describe
+from stabcheck.operations.base import IGNORED, LARGEST, SMALLEST
 from stabcheck.recipe import Background, Layout, Mask, Row
 from stabcheck.verdicts import ANY_FINITE, KINDS, Witness
 
@@ -62,6 +64,30 @@ def test_an_unstable_kernel_is_told_what_to_do():
     assert 'Subtract the maximum before dividing by T, or declare error_model="scale_first"' in text
 
 
+LOGPROB_WITNESS = Witness("wrong", 3, None, -1.0, -2.0, 1e-6, 1, 4, "logprob")
+
+
+def test_an_output_of_rows_has_a_row_and_no_column():
+    made = finding(witness=LOGPROB_WITNESS, recipe=recipe_of(LOGPROB, [0.0], inputs={"labels": 0}))
+    assert "got -1 at row 3 expected -2 bound 1e-06 rows 1 of 4 wrong" in " ".join(made.text().split())
+
+
+@pytest.mark.parametrize(
+    ("operation", "advice"),
+    [
+        (LOGPROB, "the log-probability is formed as lse − x/T, which rounds relative to the logits. Form (x − m)/T − log d"),
+        (LOSS, "the loss is formed as lse − x_t, which rounds relative to the logits' common offset. Form log d − (x_t − m)"),
+    ],
+)
+def test_an_unshifted_kernel_is_told_what_to_form_instead(operation, advice):
+    unstable = replace(LOGPROB_WITNESS.as_kind("unstable"), model="unshifted")
+    text = finding(witness=unstable, recipe=recipe_of(operation, [0.0])).text()
+    note = text[text.index("  note ") : text.index("  rows ")]
+    known = "within the unshifted bound, and right once the maximum is subtracted beforehand: "
+    assert " ".join(note.split()) == f'note {known}{advice}, or declare error_model="unshifted"'
+    assert all(len(line) <= 80 for line in note.splitlines())
+
+
 def test_any_finite_value_is_called_that():
     assert "any finite value" in finding(witness=Witness("non-finite", 0, 0, nan, 1.0, ANY_FINITE, 1, 1, "")).text()
 
@@ -111,6 +137,10 @@ def test_every_kind_can_be_raised_as_a_type_of_its_own(kind):
 # ---- the input in one line
 
 
+def loss_of(target, upstream=1.0, **more):
+    return recipe_of(LOSS, [0.0], inputs={"target": target, "upstream": upstream}, **more)
+
+
 @pytest.mark.parametrize(
     ("made", "text"),
     [
@@ -120,8 +150,22 @@ def test_every_kind_can_be_raised_as_a_type_of_its_own(kind):
         (recipe([0.0], layout=Layout(3)), "V = 1, T = 1, logits = [0], Layout(pad=3, step=1, offset=0)"),
         (recipe([0.0], [0.0], [0.0], [0.0], [0.0]), "5 rows, V = 1, " + " | ".join(["T = 1, logits = [0]"] * 3) + " | … 2 more"),
         (recipe(list(range(10))), "V = 10, T = 1, logits = [0, 1, 2, 3, 4, 5, 6, 7, …]"),
+        (recipe_of(LSE, [0.0, 1.0]), "V = 2, logits = [0, 1]"),
+        (loss_of(0), "V = 1, target = 0, logits = [0]"),
+        (loss_of(LARGEST, upstream=-1e30), "V = 1, target = at the maximum, upstream = -1e+30, logits = [0]"),
+        (loss_of(SMALLEST), "V = 1, target = at the minimum, logits = [0]"),
+        (loss_of(IGNORED), "V = 1, target = ignored, logits = [0]"),
+        (
+            recipe_of(LOGPROB, [0.0], inputs={"labels": LARGEST, "temperature": 0.5}),
+            "V = 1, labels = at the maximum, T = 0.5, logits = [0]",
+        ),
+        (recipe_of(LOGPROB, [0.0], inputs={"labels": 0, "temperature": 1.0}), "V = 1, labels = 0, logits = [0]"),
+        (
+            loss_of(0, options={"ignore_index": 2, "label_smoothing": 0.1, "reduction": "mean"}),
+            "V = 1, ignore_index = 2, label_smoothing = 0.1, reduction = mean, target = 0, logits = [0]",
+        ),
     ],
-    ids=["values", "temperature", "two rows", "layout", "many rows", "many values"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_input_is_described_in_one_line(made, text):
     assert describe(made) == text

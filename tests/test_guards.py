@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from planted import CPU, kernel, nan, recipe, right
+from planted import CPU, kernel, nan, recipe, recipe_of, right
+from planted_losses import LOSS, forgets_its_last_column, loss, same, writes_past_its_end
 
-from stabcheck.cases import Case
-from stabcheck.guards import MARGIN, POISON, GuardAllocations, guard, run_guarded
+from stabcheck.cases import Case, KernelFault
+from stabcheck.errors import UnsupportedInput
+from stabcheck.guards import MARGIN, POISON, GuardAllocations, guard, run_guarded, run_with_bad_target
 from stabcheck.recipe import Layout
 
 MADE = recipe([0.0, 1.0, 2.0], [3.0, 4.0, 5.0])
@@ -145,6 +147,81 @@ def test_the_batch_itself_stays_as_it_was():
     before = case.batch.digest()
     run_guarded(case)
     assert case.batch.digest() == before
+
+
+# ---- a backward pass is judged too
+
+LOSSES = recipe_of(LOSS, [0.0, 1.0, 2.0], [3.0, 4.0, 5.0], inputs={"target": [0, 2]})
+
+
+def watch_gradient(of_grad):
+    """A guarded run of a loss whose gradient is changed."""
+    return run_guarded(Case(kernel(loss(of_grad=of_grad), LOSS), CPU, LOSSES))
+
+
+def gradient_faults(watched):
+    unwritten = {name: found for name, found in watched.unwritten.items() if found.any()}
+    return {"overruns": watched.overruns.any().item(), "changed": watched.changed.any().item(), **unwritten}
+
+
+NONE = {"overruns": False, "changed": False}
+
+
+def test_a_right_backward_pass_has_no_fault():
+    assert gradient_faults(watch_gradient(same)) == NONE
+
+
+def test_a_backward_pass_that_writes_outside_its_buffer_is_seen():
+    assert gradient_faults(watch_gradient(writes_past_its_end)) == NONE | {"overruns": True}
+
+
+def test_a_part_of_the_gradient_that_is_not_written_is_seen_where_it_is_not():
+    found = gradient_faults(watch_gradient(forgets_its_last_column))
+    assert found.pop("grad").tolist() == [[False, False, True]] * 2
+    assert found == NONE
+
+
+def test_unwritten_scratch_memory_of_a_backward_pass_poisons_the_gradient():
+    assert watch_gradient(lambda grad, q: grad + torch.empty(1)).results["grad"].isnan().all()
+
+
+def test_a_backward_pass_runs_in_the_thread_that_is_watched():
+    """autograd gives those of a GPU to a thread of their own, in which no mode is on, unless it is told not to."""
+    seen = []
+    watch_gradient(lambda grad, q: seen.append(torch._C._is_multithreading_enabled()) or grad)
+    assert (seen, torch._C._is_multithreading_enabled()) == ([False], True)
+
+
+# ---- a target out of range
+
+
+def test_the_ignored_index_is_no_bad_target():
+    made = LOSSES.with_(options=(("ignore_index", 0),))
+    assert run_with_bad_target(Case(kernel(loss(), LOSS), CPU, made), 0) == []
+
+
+def test_a_kernel_that_refuses_is_not_said_to_raise():
+    def refuses(logits, target, **options):
+        raise UnsupportedInput("not today")
+
+    with pytest.raises(UnsupportedInput):
+        run_with_bad_target(Case(kernel(refuses, LOSS), CPU, LOSSES), 3)
+
+
+def test_a_target_far_out_reads_poison_and_no_memory_of_others():
+    """Two rows of three: V + 1 from the second row lies past the end, and −2 from the first before the beginning."""
+    seen = []
+
+    def reads(logits, target, **options):
+        row = int(((target < 0) | (target > 2)).int().argmax())
+        seen.append(beyond(logits, row * logits.stride(0) + int(target[row])).item())
+        return loss(checked=False)(logits, target, **options)
+
+    made = LOSSES.with_(options=())
+    for seed, bad in ((0, -2), (1, 4)):
+        with pytest.raises(KernelFault, match=f"target = {bad} in row {seed}, V = 3 raised no error"):
+            run_with_bad_target(Case(kernel(reads, LOSS), CPU, made.with_(seed=seed)), bad)
+    assert [str(value) for value in seen[1::3]] == ["nan", "nan"]
 
 
 # ---- a guarded tensor

@@ -123,10 +123,7 @@ def over_budget(files: list[Path], budget: int) -> list[str]:
     return [f"{path.name} has {count} lines, {budget} are allowed: split it" for path, count in counts.items() if count > budget]
 
 
-TOO_LONG = pytest.mark.xfail(strict=True, reason="stabcheck/operations/cross_entropy.py has 251 lines")
-
-
-@pytest.mark.parametrize(("folder", "budget"), [pytest.param(f, n, marks=[TOO_LONG] * (f == "stabcheck")) for f, n in LINES.items()])
+@pytest.mark.parametrize(("folder", "budget"), LINES.items())
 def test_files_stay_within_their_budget(folder: str, budget: int) -> None:
     assert over_budget(files_under(folder), budget) == []
 

@@ -213,6 +213,40 @@ def test_wrong_use_is_told_in_one_line_and_exits_2_or_4(here, options, tests, to
     assert "stabcheck/plugin.py" not in shown
 
 
+# ---- a loss that everybody has
+
+TORCHS = """
+import stabcheck, torch
+
+test_loss = stabcheck.suite(
+    "cross_entropy", torch.nn.functional.cross_entropy, dtypes=["fp32"],
+    policies={"masked_smoothing": "inf"}, options={"lse_square_scale": (0.0,), "softcap": (0.0,)},
+)
+"""
+
+
+def test_torchs_own_cross_entropy_keeps_every_law_but_that_of_ignored_rows(project, pytester):
+    """Its backward multiplies exp(NaN) with 0, so that an ignored row of NaN has a gradient of NaN."""
+    ran = project(TORCHS)
+    ran.assert_outcomes(passed=14, failed=1, skipped=4)
+    (item,) = (item for item in results(pytester)["items"] if item["outcome"] == "failed")
+    assert item["property"] == "ignored_rows"
+    shown = ran.stdout.str()
+    assert "  compared grad: ignored rows, every other of them NaN" in shown
+    assert "  input    V = 1, target = 0, logits = [0]" in shown
+    assert f"next: stabcheck replay {item['findings'][0]['files'][0]} --kernels torch.nn.functional" in shown
+    assert not item["tally"]["regimes"].keys() & {"softcap = 1.0", "softcap = 30.0", "lse_square_scale = 0.01"}
+
+
+def test_its_finding_replays_by_the_name_that_is_told(project, pytester, capsys):
+    from stabcheck.cli import main
+
+    project(TORCHS, "-k", "ignored_rows")
+    (finding,) = results(pytester)["items"][0]["findings"]
+    assert main(finding["replay"].split()[1:]) == 1
+    assert f"FAILED  {finding['id']}" in capsys.readouterr().out
+
+
 # ---- in processes of their own
 
 
@@ -240,23 +274,16 @@ def outcome_of(here, pytester, monkeypatch):
             "examples": {name: item["tally"]["examples"] for name, item in items.items() if item["outcome"] == "passed"},
             "findings": sorted(f["id"] for item in items.values() for f in item["findings"]),
             "verdict": [line.rpartition(":")[0] for line in ran.outlines if line.startswith("BROKEN on")],
+            "header": [line for line in ran.outlines if line.startswith("stabcheck: CPU (interpreter): logic only")],
         }
 
     return run
 
 
-def test_xdist_gives_the_same_counts_and_findings(outcome_of):
+def test_xdist_gives_the_same_counts_findings_and_header(outcome_of):
     none, two = outcome_of("-n", "0"), outcome_of("-n", "2")
-    assert len(none["examples"]) == 3 and len(none["findings"]) == 1
+    assert (len(none["examples"]), len(none["findings"]), len(none["header"])) == (3, 1, 1)
     assert two == none
-
-
-def test_the_header_is_shown_under_xdist_too(here, pytester, monkeypatch):
-    pytest.importorskip("xdist")
-    monkeypatch.setenv("PYTHONPATH", str(pytester.path))
-    pytester.makepyfile(test_suites=SUITES)
-    ran = pytester.runpytest_subprocess("--stabcheck-device=cpu", "-n", "1", "-k", "wrong and monotone")
-    ran.stdout.fnmatch_lines(["stabcheck: CPU (interpreter): logic only, not the GPU's arithmetic · *"])
 
 
 def test_a_project_that_does_not_use_it_pays_nothing(pytester):

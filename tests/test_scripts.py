@@ -6,7 +6,8 @@ import sys
 
 import planted
 import pytest
-from planted import CPU, LAWS, recipe
+from planted import CPU, LAWS, recipe, recipe_of
+from planted_losses import LOGPROB, LOSS
 
 from stabcheck.recipe import Layout
 from stabcheck.registry import make_kernel
@@ -44,7 +45,22 @@ def scribbles(x, t):
 
 def raises(x, t):
     raise RuntimeError("out of shared memory")
+
+def loss(x, target, **options):
+    return torch.nn.functional.cross_entropy(x.double(), target, **options).float()
+
+def loss_with_a_wrong_gradient(x, target, **options):
+    x = x.double()
+    return loss(1.05 * x - (0.05 * x).detach(), target, **options)
+
+def logprob(x, labels, t):
+    p = torch.distributions.Categorical(logits=x.double() / t[:, None])
+    return p.log_prob(labels).float(), p.entropy().float()
+
+def wrong_entropy(x, labels, t):
+    return logprob(x, labels, t)[0], logprob(x, labels, t)[1] * 1.05
 """
+LOSS_ROWS = [0.0, 1.0, 88.7], [2.0, 0.0, 1.0], [5.0, 5.0, -3.0]
 
 
 @pytest.fixture
@@ -59,7 +75,7 @@ def script(tmp_path, at_home, monkeypatch):
     def write(function, law="accuracy", start=None, **functions):
         start = start or recipe([0.0, 1.0])
         declared = {name: getattr(own_kernels, value) for name, value in functions.items()}
-        kernel = make_kernel("temperature_softmax", getattr(own_kernels, function), **declared)
+        kernel = make_kernel(start.operation, getattr(own_kernels, function), **declared)
         trial = Trial(kernel, LAWS[law], start.dtype, CPU)
         return tmp_path / save(trial.finding(start, trial.examine(start)), kernel, tmp_path).files[1]
 
@@ -118,6 +134,38 @@ def test_it_shows_the_failure_of_laws_that_vary_the_input(script, at_home, law, 
         functions = {"routes": "routes"}
     path = script(function, law, recipe([0.0, 1.0, 2.0], [2.0, 0.0, 1.0]), **functions)
     assert run(path, without_stabcheck=False)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "good", "start", "shown_once"),
+    [
+        (
+            "loss_with_a_wrong_gradient",
+            "loss",
+            recipe_of(
+                LOSS,
+                *LOSS_ROWS,
+                inputs={"target": [0, 2, -1], "upstream": 0.5},
+                options={"ignore_index": 2, "label_smoothing": 0.1, "reduction": "mean"},
+                layout=Layout(3),
+            ),
+            "WRONG in 6 elements",  # of the gradient, two rows of three
+        ),
+        (
+            "wrong_entropy",
+            "logprob",
+            recipe_of(LOGPROB, *LOSS_ROWS, inputs={"labels": [0, 2, 1], "temperature": 0.7}),
+            "WRONG in 2 elements",
+        ),
+    ],
+    ids=["a gradient, with options", "two outputs"],
+)
+def test_it_judges_every_output(script, bad, good, start, shown_once):
+    path = script(bad, start=start)
+    status, shown = run(path)
+    assert (status, shown.count(shown_once)) == (1, 1), shown
+    status, shown = run(path, f"own_kernels:{good}")
+    assert status == 0, shown
 
 
 def test_a_crash_crashes_or_fails(script):

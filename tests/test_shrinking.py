@@ -4,9 +4,10 @@ import pytest
 import torch
 from planted import CPU, LAWS, kernel, logits_of, nan, recipe, recipe_of, right, trial
 from planted import inf as infinity
-from planted_losses import LOSS, right_loss
+from planted_losses import LOGPROB, LOSS, loss, right_loss, with_logprob
 
 from stabcheck.findings import broken
+from stabcheck.operations.base import SMALLEST
 from stabcheck.recipe import Background, Layout, Mask, Recipe, Row
 from stabcheck.shrinking import shrink
 from stabcheck.trial import Trial
@@ -106,8 +107,53 @@ def test_a_row_that_fails_with_others_only_keeps_them():
 
 # ---- targets and options
 
+START = Recipe(
+    LOSS,
+    "fp32",
+    300,
+    (Row(Background("bell", (0.0, 5.0)), Mask("suffix", 9), ((7, 20.0),), (("target", 40), ("upstream", -65536.0))),) * 2,
+    siblings=4,
+    options=(("label_smoothing", 0.5), ("softcap", 30.0)),
+)
 
-@pytest.mark.xfail(strict=True, reason="plainer_inputs proposes target 1 for one column: out of range, a crash of its own")
+
+def told(condition, start=START):
+    """The input that is left where a loss is 5 % too large in rows where condition(q) holds."""
+    examined = trial(loss(of_loss=lambda values, q: values * torch.where(condition(q), 1.05, 1.0)), operation=LOSS)
+    (line,) = (line for line in shrunk(examined, start).text().splitlines() if line.startswith("  input"))
+    return line.removeprefix("  input    ")
+
+
+def of_target(q):
+    return q.logits.gather(1, q.target[:, None])[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("condition", "left"),
+    [
+        (lambda q: torch.tensor(q.eps > 0), "V = 2, label_smoothing = 0.5, target = 0, logits = [0 × 2]"),
+        (lambda q: torch.tensor(q.logits.shape[1] > 65), "V = 66, target = 0, logits = [0 × 66]"),
+        (lambda q: of_target(q) < q.logits.amax(-1) - 2, "V = 2, target = 0, logits = [-20, 0]"),
+        (lambda q: q.target > 30, "V = 32, target = 31, logits = [0 × 32]"),
+    ],
+    ids=["an option", "the vocabulary", "the target's logit", "the target"],
+)
+def test_targets_and_options_shrink_to_what_the_fault_needs(condition, left):
+    assert told(condition) == left
+
+
+def test_an_upstream_gradient_that_matters_stays_and_the_options_go():
+    examined = trial(loss(of_grad=lambda grad, q: grad * torch.where(q.upstream[:, None] < 0, 1.05, 1.0)), operation=LOSS)
+    assert "input    V = 2, target = 0, upstream = -1, logits = [0 × 2]" in shrunk(examined, START).text()
+
+
+def test_labels_and_a_temperature_shrink_together():
+    wrong = with_logprob(lambda values, x, labels, t: values * torch.where((t < 0.5) & (labels > 2), 1.05, 1.0))
+    row_inputs = (("labels", SMALLEST), ("temperature", 1e-3))
+    start = Recipe(LOGPROB, "fp32", 200, (Row(Background("ramp", (0.0, -1e-4)), inputs=row_inputs),), siblings=2)
+    assert "input    V = 4, labels = 3, T = 0.1, logits = [0 × 4]" in shrunk(trial(wrong, operation=LOGPROB), start).text()
+
+
 def test_a_crash_on_an_ignored_row_does_not_become_one_on_a_target_out_of_range():
     def crashes(logits, target, ignore_index=-100, **options):
         if bool((target == ignore_index).any()):

@@ -5,13 +5,16 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, find, given, settings
-from planted import kernel, right
+from planted import LAWS, SOFTMAX, kernel, right
+from planted_losses import LOGPROB, LOSS, LSE, right_loss
 
 from stabcheck.errors import UsageError
 from stabcheck.floats import FORMATS, by_name
+from stabcheck.operations import operation
+from stabcheck.operations.base import IGNORED, LARGEST, SMALLEST
 from stabcheck.profiles import LIMITS
 from stabcheck.recipe import Background, Layout, Mask, Recipe, Row, from_data, to_data
-from stabcheck.strategies import Space, backgrounds, drawn, edges, masks, recipes, space_for, values, vocab_sizes
+from stabcheck.strategies import Space, backgrounds, drawn, edges, masks, recipes, space_for, values, vocab_sizes, weighted
 
 QUICK = settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 SMALL = Space("temperature_softmax", "fp32", max_rows=24, max_elements=1 << 15, max_vocab=32768)
@@ -141,6 +144,82 @@ def test_every_entry_of_every_table_can_be_drawn(dtype, blocks):
     assert all(len(table) <= 256 for table in tables)
 
 
+# ---- options and targets
+
+
+def all_drawn(space):
+    seen = []
+    QUICK(given(drawn(space))(lambda recipe: seen.append(recipe)))()
+    return seen
+
+
+def options_of(made, **fixed):
+    """option -> the values that are drawn, those of a default not among them."""
+    seen = {}
+    for recipe in all_drawn(space_for(made, "fp32", **LIMITS[False], **fixed)):
+        for name, value in recipe.options:
+            seen.setdefault(name, set()).add(value)
+    return seen
+
+
+ALL = {"ignore_index": {0, 2}, "label_smoothing": {0.1, 0.5}, "lse_square_scale": {1e-4, 1e-2}, "softcap": {30.0, 1.0}}
+
+
+def test_every_value_of_every_option_is_drawn_and_a_default_is_left_out():
+    assert options_of(kernel(right_loss, LOSS)) == ALL
+
+
+def test_options_are_drawn_for_an_outsider_too():
+    seen = set()
+    QUICK(given(recipes(LOSS))(lambda recipe: seen.update(recipe.options)))()
+    assert {name for name, _ in seen} == set(ALL)
+
+
+@pytest.mark.parametrize("values", [(1, 2), (1, 2, 3), (1, 2, 3, 4, 5)], ids=str)
+def test_a_default_is_drawn_a_little_more_often_than_all_the_rest(values):
+    table = weighted(values)
+    assert table[0] == values[0] and set(table) == set(values)
+    assert len(table) / 2 < table.count(values[0]) + 0.5 <= len(table) / 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("supported", "left"),
+    [
+        ({"softcap": (0.0,)}, {name: ALL[name] for name in ALL if name != "softcap"}),
+        ({"softcap": [0.0, 30.0]}, ALL | {"softcap": {30.0}}),
+        ({name: operation(LOSS).option(name).values[:1] for name in ALL}, {}),
+    ],
+    ids=["not at all", "one value", "none"],
+)
+def test_what_a_kernel_does_not_support_is_not_drawn(supported, left):
+    assert options_of(kernel(right_loss, LOSS, options=supported)) == left
+
+
+@pytest.mark.parametrize("name", ["shift_invariance", "masking", "accuracy"])
+def test_options_that_break_a_law_keep_their_defaults_under_it(name):
+    made = kernel(right_loss, LOSS)
+    breaking = {"shift_invariance": {"softcap", "lse_square_scale"}, "masking": {"softcap", "label_smoothing"}, "accuracy": set()}[name]
+    fixed = LAWS[name].fixed_options(made)
+    assert fixed == breaking
+    assert options_of(made, fixed_options=fixed) == {n: values for n, values in ALL.items() if n not in breaking}
+
+
+@pytest.mark.parametrize(("name", "operation_name"), [("target", LOSS), ("labels", LOGPROB)])
+def test_targets_are_drawn_at_the_codes_and_where_kernels_go_wrong(name, operation_name):
+    space = Space(operation_name, "fp32", max_vocab=1025, max_rows=24, max_elements=1 << 15, blocks=(64,))
+    codes = {LARGEST, SMALLEST} | ({IGNORED} if operation_name == LOSS else set())
+    seen = {(recipe.vocab, row.input(name, None)) for recipe in all_drawn(space) for row in recipe.rows}
+    assert all(target in codes or target in edges(vocab, (64,)) for vocab, target in seen)
+    assert {target for vocab, target in seen if vocab > 65} >= {0, 1, 63, 64, 65} | codes
+
+
+@pytest.mark.parametrize("name", [SOFTMAX, LSE, LOGPROB, LOSS])
+def test_a_ladder_is_drawn_only_where_there_is_a_temperature(name):
+    fans = {recipe.fan for recipe in all_drawn(Space(name, "fp32", max_vocab=5)) if recipe.siblings > 1}
+    assert fans - {"ladder"} == {"reseed", "rotate", "scale"}
+    assert ("ladder" in fans) == (name in (SOFTMAX, LOGPROB))
+
+
 # ---- shrinking
 
 
@@ -170,12 +249,33 @@ def test_everything_but_the_cause_shrinks_away(condition, expected):
     assert expected(found), found
 
 
+LOSSES = Space(LOSS, "fp32", max_rows=24, max_elements=1 << 12, max_vocab=4096, options=(("softcap", (0.0, 0.0, 30.0, 1.0)),))
+
+
+@pytest.mark.parametrize(
+    ("condition", "inputs", "options"),
+    [
+        (lambda r: True, (0, 1.0), ()),
+        (lambda r: dict(r.options).get("softcap", 0.0) > 0, (0, 1.0), (("softcap", 30.0),)),
+        (lambda r: r.rows[0].input("target", 0) == IGNORED, (IGNORED, 1.0), ()),
+        (lambda r: r.rows[0].input("upstream", 1.0) < 0, (0, -1.0), ()),
+    ],
+    ids=["nothing", "option", "target", "upstream"],
+)
+def test_an_option_or_an_input_that_is_the_cause_is_all_that_is_left(condition, inputs, options):
+    found = smallest(condition, LOSSES)
+    assert found.vocab <= 2  # the place of a code in its table depends on V
+    row = Row(inputs=tuple(zip(("target", "upstream"), inputs, strict=True)))
+    assert found.with_(vocab=1) == Recipe(LOSS, "fp32", 1, (row,), options=options)
+
+
 # ---- what Hypothesis shows
 
 
-def test_a_drawn_recipe_survives_json():
+@pytest.mark.parametrize("space", [SMALL, LOSSES], ids=lambda s: s.operation)
+def test_a_drawn_recipe_survives_json(space):
     @QUICK
-    @given(drawn(SMALL))
+    @given(drawn(space))
     def examine(recipe):
         assert repr(from_data(to_data(recipe))) == repr(recipe)
 

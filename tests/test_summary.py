@@ -18,10 +18,10 @@ TALLY = {
 }
 
 
-def item(outcome="passed", prop="accuracy", findings=(), reason="", utilisation=0.5, **tally):
+def item(outcome="passed", prop="accuracy", findings=(), reason="", utilisation=0.5, kernel="temperature_softmax[mine]", **tally):
     total = TALLY["total"] | {"utilisation": utilisation}
     return {
-        "kernel": "temperature_softmax[mine]",
+        "kernel": kernel,
         "property": prop,
         "dtype": "fp32",
         "device": "CPU (interpreter)",
@@ -50,6 +50,19 @@ def test_regimes_are_told_and_those_never_drawn_too():
     shown = text(item())
     assert "rows by regime: ties 12.3k" in shown
     assert "never drawn, temperature_softmax: huge magnitudes, exp's cliffs" in shown
+
+
+def test_each_operation_has_its_kernels_and_its_own_regimes_never_drawn():
+    shown = text(item(), item(kernel="logsumexp[mine]"))
+    assert [line.split()[0] for line in shown.splitlines()[1:5]] == ["temperature_softmax", "mine", "logsumexp", "mine"]
+    assert "rows by regime: ties 24.7k" in shown
+    missing = shown[shown.index("never drawn, logsumexp: ") :]
+    assert "huge magnitudes" in missing and "mixed T" not in missing
+
+
+def test_rows_held_against_the_reference_are_told_by_operation_and_dtype():
+    shown = text(item(), item(), item(prop="masking"), item(kernel="logsumexp[mine]", rows=7))
+    assert "rows through the accuracy law: temperature_softmax fp32 40.0k, logsumexp fp32 7" in shown
 
 
 @pytest.mark.parametrize(
@@ -95,4 +108,6 @@ def test_the_header_is_one_line_that_says_interpreter():
 
 
 def test_no_line_is_longer_than_a_terminal():
-    assert all(len(line) <= 100 for line in text(item(regimes=dict.fromkeys(names("temperature_softmax"), 10**7))).splitlines())
+    for operation in ("temperature_softmax", "cross_entropy"):
+        shown = text(item(kernel=f"{operation}[mine]", regimes=dict.fromkeys(names(operation), 10**7)))
+        assert all(len(line) <= 100 for line in shown.splitlines())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from planted import nan, right
 
 import stabcheck
@@ -73,7 +74,83 @@ def test_wrong_use_is_told(call, told):
         call()
 
 
-@pytest.mark.xfail(strict=True, reason="any other word is taken for sum")
-def test_an_unknown_reduction_is_told():
-    with pytest.raises(UsageError, match="reduction"):
-        stabcheck.reference("cross_entropy", LOGITS, torch.zeros(1, dtype=torch.int64), options={"reduction": "avg"})
+# ---- several outputs, options and inputs that may be left out
+
+TARGET = torch.tensor([1])
+SMOOTH = {"label_smoothing": 0.1}
+
+
+def loss_and_grad(**options):
+    x = LOGITS.clone().requires_grad_()
+    value = F.cross_entropy(x.double(), TARGET, reduction="none", **options).float()
+    value.sum().backward()
+    return {"loss": value.detach(), "grad": x.grad}
+
+
+def test_several_outputs_are_given_by_name():
+    stabcheck.assert_within_bound("cross_entropy", loss_and_grad(**SMOOTH), LOGITS, TARGET, options=SMOOTH)
+
+
+@pytest.mark.parametrize("wrong", ["loss", "grad"])
+def test_a_wrong_one_is_told_by_its_name_and_place(wrong):
+    got = loss_and_grad()
+    got[wrong] = got[wrong] * 1.05
+    place = r"\(0, \d\)" if wrong == "grad" else "row 0"
+    with pytest.raises(AssertionError, match=rf"elements of cross_entropy's {wrong} are wrong; the worst at {place}: got "):
+        stabcheck.assert_within_bound("cross_entropy", got, LOGITS, TARGET)
+
+
+def test_one_tensor_stands_for_the_first_output_and_one_name_for_its_own():
+    got = loss_and_grad()
+    stabcheck.assert_within_bound("cross_entropy", got["loss"], LOGITS, TARGET)
+    stabcheck.assert_within_bound("cross_entropy", {"grad": got["grad"]}, LOGITS, TARGET)
+
+
+def test_without_its_option_a_smoothed_loss_is_wrong():
+    with pytest.raises(AssertionError, match="cross_entropy's loss"):
+        stabcheck.assert_within_bound("cross_entropy", loss_and_grad(**SMOOTH), LOGITS, TARGET)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_reduction_is_judged_as_one_value(reduction):
+    x, target = LOGITS.expand(3, 3), torch.tensor([0, -100, 2])
+    value = F.cross_entropy(x.double(), target, reduction=reduction).float()
+    stabcheck.assert_within_bound("cross_entropy", value, x, target, options={"reduction": reduction})
+    with pytest.raises(AssertionError, match="1 of 1 elements"):
+        stabcheck.assert_within_bound("cross_entropy", 1.05 * value, x, target, options={"reduction": reduction})
+
+
+def with_option(name, value):
+    return stabcheck.reference("cross_entropy", LOGITS, TARGET, options={name: value})
+
+
+def test_inputs_left_out_at_the_end_have_their_defaults():
+    plain = stabcheck.reference("cross_entropy", LOGITS, TARGET)["grad"].value
+    assert plain.equal(stabcheck.reference("cross_entropy", LOGITS, TARGET, ONE)["grad"].value)
+    assert stabcheck.reference("token_logprob", LOGITS, TARGET)["logprob"].value.equal(
+        stabcheck.reference("token_logprob", LOGITS, TARGET, ONE)["logprob"].value
+    )
+    assert stabcheck.reference("temperature_softmax", LOGITS)["probs"].value.shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: stabcheck.reference("cross_entropy", LOGITS), r"takes logits \[R, V\], target \[R\]; target is missing"),
+        (lambda: stabcheck.reference("token_logprob", LOGITS), "labels is missing"),
+        (lambda: with_option("reduction", "avg"), "unknown reduction 'avg'; use one of none, sum, mean"),
+        (lambda: with_option("smoothing", 0.1), "unknown option 'smoothing'; cross_entropy has ignore_index, label_smoothing"),
+        (lambda: stabcheck.reference("logsumexp", LOGITS, options={"softcap": 1.0}), "unknown option 'softcap'; logsumexp has none"),
+        (lambda: stabcheck.assert_within_bound("cross_entropy", {"los": ONE}, LOGITS, TARGET), "unknown output 'los'; .* has loss, grad"),
+        (lambda: stabcheck.assert_within_bound("cross_entropy", {"grad": ONE}, LOGITS, TARGET), r"shape \[1\] .* not \[1, 3\]"),
+    ],
+    ids=["target", "labels", "reduction", "option", "no options", "output", "output shape"],
+)
+def test_wrong_use_of_losses_is_told(call, told):
+    with pytest.raises(UsageError, match=told):
+        call()
+
+
+def test_what_a_policy_leaves_undefined_is_no_pass():
+    with pytest.raises(AssertionError, match="nothing to compare"):
+        stabcheck.assert_within_bound("cross_entropy", torch.zeros(1), LOGITS, torch.tensor([7]))

@@ -344,7 +344,6 @@ def test_near_certainty_the_bound_of_the_targets_gradient_is_relative_to_what_is
 # ---- the upstream gradient, where the loss is narrow
 
 
-@pytest.mark.xfail(strict=True, reason="cross_entropy._upstream takes fp32 where `call` narrows the seed to the loss's dtype")
 @pytest.mark.parametrize(("dtype", "upstream"), [("bf16", 1.004), ("fp16", 1.00048), ("fp16", 65536.0)])
 def test_a_narrow_loss_is_given_a_narrow_upstream_and_its_gradient_is_judged_by_that(dtype, upstream):
     made = recipe_of(LOSS, [0.0] * 11, dtype=dtype, inputs={"target": 0, "upstream": upstream})
@@ -368,7 +367,6 @@ TORCHS = {"options": {"lse_square_scale": (0.0,), "softcap": (0.0,)}, "policies"
 LAWS_OF_A_LOSS = ("accuracy", "gradients", "finite_differences", "ignored_rows", "masking", "range", "bad_targets")
 
 
-@pytest.mark.xfail(strict=True, reason="_reduced allows no overflow of the sum of losses")
 def test_a_mean_may_overflow_where_its_sum_does():
     made = recipe_of(LOSS, [0.0, -3.4e38], [0.0, -3.4e38], inputs={"target": 1})
     found = trial(in_float, "reductions", operation=LOSS, **TORCHS).examine(made)
@@ -378,7 +376,7 @@ def test_a_mean_may_overflow_where_its_sum_does():
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("law", LAWS_OF_A_LOSS)
 def test_torchs_own_is_right_in_fp32(law, dtype):
-    found = finding_of(trial(in_float, law, dtype, LOSS, **TORCHS))
+    found = finding_of(trial(in_float, law, dtype, LOSS, **TORCHS), examples=100 if dtype == "fp32" else 40)
     assert found is None, found.text()
 
 
@@ -404,7 +402,7 @@ def test_torchs_own_in_bf16_takes_its_gradient_from_rounded_log_probabilities():
 
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_a_kernel_computed_in_fp64_keeps_the_bounds(dtype):
-    found = finding_of(trial(right_loss, "accuracy", dtype, LOSS), examples=250)
+    found = finding_of(trial(right_loss, "accuracy", dtype, LOSS), examples=250 if dtype == "fp32" else 100)
     assert found is None, found.text()
 
 
@@ -423,7 +421,7 @@ def test_a_kernel_that_forms_lse_minus_x_is_unstable_and_told_which_model_to_dec
 
 def test_a_kernel_that_forms_lse_minus_x_passes_every_law_once_it_declares_that():
     for law in ("accuracy", "shift_invariance", "range", "masking", "permutation"):
-        found = finding_of(trial(unshifted_loss, law, operation=LOSS, error_model="unshifted"))
+        found = finding_of(trial(unshifted_loss, law, operation=LOSS, error_model="unshifted"), examples=60)
         assert found is None, found.text()
 
 

@@ -124,28 +124,17 @@ def test_a_temperature_that_is_no_temperature_is_free_in_its_row_only(t):
     assert all(e.free.tolist() == [True, False] for e in expect(batch_of([[0.0, 1.0]] * 2, 0, [t, 1.0])).values())
 
 
-@pytest.mark.parametrize(
-    "error_model",
-    [
-        pytest.param(
-            "unshifted",
-            marks=pytest.mark.xfail(strict=True, reason="token_logprob._and_bad_temperatures knows scale_first only"),
-        ),
-        "scale_first",
-    ],
-)
+@pytest.mark.parametrize("error_model", ["unshifted", "scale_first"])
 def test_a_kernel_that_declares_x_over_t_promises_nothing_where_that_overflows(error_model):
     free = expect(batch_of([[3e38, 0.0], [0.0, 0.0]], 0, 0.1), error_model=error_model)["logprob"].free
     assert free is not None and free.tolist() == [True, False]
 
 
-@pytest.mark.xfail(strict=True, reason="the bound knows no overflow of x − m where (x − m)/T is finite")
 def test_a_difference_that_overflows_before_it_is_divided_may_be_infinite():
     made = recipe_of(LOGPROB, [3e38, -1e38], inputs={"labels": 1, "temperature": 2.0})
     assert trial(shifted, operation=LOGPROB).examine(made).ok
 
 
-@pytest.mark.xfail(strict=True, reason="the law of shift invariance drops what is free of the shifted batch")
 def test_a_shift_may_take_x_over_t_beyond_fp32_where_that_is_declared():
     def scales_first(x, labels, t):
         x = x.float() / t[:, None]
@@ -155,7 +144,6 @@ def test_a_shift_may_take_x_over_t_beyond_fp32_where_that_is_declared():
     assert trial(scales_first, "shift_invariance", operation=LOGPROB, error_model="scale_first").examine(made).ok
 
 
-@pytest.mark.xfail(strict=True, reason="the law of ranges allows no rounding about 0 whatever the error model")
 def test_an_entropy_that_rounds_relative_to_the_logits_may_be_negative_where_that_is_declared():
     off = with_entropy(lambda values, x: values - 1e-3)
     made = recipe_of(LOGPROB, [50000.0], inputs={"labels": 0})
@@ -249,7 +237,7 @@ def by_log_softmax(x, labels, t):
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("function", [shifted, by_log_softmax, logprob], ids=lambda f: f.__name__)
 def test_a_correct_kernel_keeps_the_bound(function, dtype):
-    found = finding_of(trial(function, "accuracy", dtype, LOGPROB), examples=200)
+    found = finding_of(trial(function, "accuracy", dtype, LOGPROB), examples=200 if dtype == "fp32" else 80)
     assert found is None, found.text()
 
 
