@@ -50,7 +50,13 @@ class Contract:
 
 
 def argument_error(
-    x: torch.Tensor, m: torch.Tensor, z: torch.Tensor, contract: Contract, t: torch.Tensor | None = None, smallest_t: float = 1.0
+    x: torch.Tensor,
+    m: torch.Tensor,
+    z: torch.Tensor,
+    contract: Contract,
+    t: torch.Tensor | None = None,
+    smallest_t: float = 1.0,
+    more: float = 0.0,
 ) -> torch.Tensor:
     """Error of z = (x − m)/T, times log2 e, computed by subtracting, dividing and multiplying; t is None where there is no T.
 
@@ -60,10 +66,11 @@ def argument_error(
     scale_first computes x·(log2 e)/T and m·(log2 e)/T, each relative to itself, and rounds their difference.
 
     `smallest_t` is the smallest of t, which the host knows: where no T is below 2^-92 all flushing together moves z by less than 3·2^-34,
-    and that constant is used in place of looking at the data.
+    and that constant is used in place of looking at the data. `more` is added.
     """
     a = slope(contract, t)
-    error = torch.rsub(z, 3 * FLUSH / (1.0 if t is None else TINY_T), alpha=a * U)  # a·u·|z|, since z ≤ 0, and the flushing
+    flushing = 3 * FLUSH / (1.0 if t is None else TINY_T)
+    error = torch.rsub(z, flushing + more, alpha=a * U)  # a·u·|z|, since z ≤ 0: one launch
     if t is not None and not smallest_t >= TINY_T:
         error += (_flushable(x) + _flushable(m) + _flushable(x - m)) / t
     if contract.error_model == "scale_first":
@@ -77,8 +84,9 @@ def exponent_error(x: torch.Tensor, m: torch.Tensor, z: torch.Tensor, contract: 
 
     |z| is cut at 10^6: beyond, the exact result is 0 and κ multiplies it.
     """
-    error = argument_error(x, m, z.clamp(min=-MOST_NEGATIVE), contract, **temperature)
-    return error.add_(contract.profile.exp * U).clamp_(max=MOST_ERROR)
+    error = argument_error(x, m, z.clamp(min=-MOST_NEGATIVE), contract, more=contract.profile.exp * U, **temperature)
+    plain = contract.error_model != "scale_first" and temperature.get("smallest_t", 1.0) >= TINY_T
+    return error if plain else error.clamp_(max=MOST_ERROR)
 
 
 def slope(contract: Contract, t: torch.Tensor | None = None) -> float:
@@ -134,7 +142,7 @@ def settled(value: torch.Tensor, error: torch.Tensor, contract: Contract) -> tor
     magnitude = value.abs()
     bound = error * (1 + contract.u_out) + magnitude * (U + contract.u_out) + contract.floor
     bound = torch.where(magnitude + bound > contract.output.max, torch.inf, bound)
-    return torch.where(magnitude == torch.inf, 0.0, bound)
+    return torch.where(magnitude < torch.inf, bound, 0.0)  # infinities and NaN are exact
 
 
 def _flushable(x: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ A tanh made of one exponential, 1 − 2/(exp(2|x|) + 1) beyond |x| = 0.625 and a
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -56,6 +57,11 @@ class Device:
 
     def __str__(self) -> str:
         return f"{self.model} ({self.arch})"
+
+
+def seconds(device: Device) -> float:
+    """A clock for budgets: on the CPU this thread's own time, so that a busy machine shrinks as far as an idle one."""
+    return time.monotonic() if device.is_gpu else time.thread_time()
 
 
 def gpu_available() -> bool:

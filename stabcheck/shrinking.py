@@ -7,7 +7,6 @@ Where rows fail by themselves (`Law.row_local`) many proposals of one size are t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby, islice
@@ -16,8 +15,10 @@ import torch
 
 from stabcheck.batches import Batch, empty_layout
 from stabcheck.cases import Case
+from stabcheck.devices import seconds
 from stabcheck.findings import Finding
 from stabcheck.operations import operation
+from stabcheck.operations.base import IGNORED
 from stabcheck.recipe import Background, Recipe, Row
 from stabcheck.simpler import PASSES, Hints, State, fewer_rows
 from stabcheck.trial import Outcome, Trial
@@ -30,7 +31,7 @@ SECONDS = {True: 6.0, False: 10.0}
 
 def shrink(trial: Trial, finding: Finding) -> Finding:
     """The finding with the smallest recipe found; unchanged if its recipe does not fail any more."""
-    shrinker = _Shrinker(trial, finding, time.monotonic() + SECONDS[trial.device.is_gpu])
+    shrinker = _Shrinker(trial, finding, seconds(trial.device) + SECONDS[trial.device.is_gpu])
     recipe = shrinker.run()
     outcome = trial.examine(recipe) if recipe else None
     if recipe is None or outcome is None or outcome.ok or outcome.witness().kind != finding.kind:
@@ -56,22 +57,26 @@ class _Shrinker:
         if failing is None:
             return None
         self.state, before = failing, -1
-        while before != self.steps and time.monotonic() < self.deadline:
+        while before != self.steps and self.in_time():
             before = self.steps
             for propose in PASSES:
-                while (better := self.first_failing(propose(self.state, self.hints))) is not None and time.monotonic() < self.deadline:
+                while (better := self.first_failing(propose(self.state, self.hints))) is not None and self.in_time():
                     self.state, self.steps = better, self.steps + 1
         return self.recipe()
 
     def recipe(self) -> Recipe | None:
         """The state as a recipe of literal rows, or None if that would be too long."""
-        rows = []
+        rows, named = [], self.hints.operation.column_input
+        ignored = dict(self.state.options).get("ignore_index", IGNORED)
         for k in range(self.state.logits.shape[0]):
             values, counts = torch.unique_consecutive(self.state.logits[k], return_counts=True)
             if len(counts) > MOST_RUNS:
                 return None
             background = Background("literal", tuple(values.double().tolist()), tuple(counts.tolist()))
-            rows.append(Row(background, inputs=tuple((name, v[k].item()) for name, v in self.state.inputs.items())))
+            inputs = {name: v[k].item() for name, v in self.state.inputs.items()}
+            if named and inputs[named] == ignored:  # which may lie beyond V; a recipe takes columns modulo V, but not codes
+                inputs[named] = IGNORED
+            rows.append(Row(background, inputs=tuple(inputs.items())))
         return self.skeleton(self.state).with_(rows=tuple(rows))
 
     def skeleton(self, state: State) -> Recipe:
@@ -100,13 +105,18 @@ class _Shrinker:
         together = self.hints.row_local and self.state.logits.shape[0] == 1 and self.state.layout.contiguous
         at_once = max(1, min(ROWS_AT_ONCE[self.trial.device.is_gpu], ELEMENTS_AT_ONCE // self.state.logits.shape[1]))
         for _, group in groupby(proposals, key=lambda s: (s.logits.shape, s.options)):
-            while chunk := list(islice(group, at_once if together else 1)):
-                if time.monotonic() > self.deadline:
+            size = 1  # the boldest alone: where it fails, as when a row is halved again and again, the others need not run
+            while chunk := list(islice(group, size if together else 1)):
+                if not self.in_time():
                     return None
+                size = at_once
                 for state in self.screened(chunk) if len(chunk) > 1 else chunk:
                     if self.fails(state):
                         return state
         return None
+
+    def in_time(self) -> bool:
+        return seconds(self.trial.device) < self.deadline
 
     def screened(self, states: list[State]) -> list[State]:
         """Those of the one-row states that fail as rows of a common batch; all of them if rows cannot be told apart."""

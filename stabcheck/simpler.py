@@ -161,9 +161,9 @@ def plainer_options(state: State, hints: Hints) -> Iterator[State]:
 
 PASSES: tuple[Pass, ...] = (
     plainer_options,
+    few_columns,  # first, since what is tried then is small, whatever the batch was
     fewer_rows,
     plainer_layout,
-    few_columns,
     fewer_columns,
     one_value,
     rounder_values,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from stabcheck.cases import Case, KernelFault
-from stabcheck.devices import Device
+from stabcheck.devices import Device, seconds
 from stabcheck.errors import UnsupportedInput
 from stabcheck.findings import Broken, Finding, broken
 from stabcheck.laws import Law
@@ -95,7 +94,7 @@ class Trial:
         A recipe known to fail is not run again: a kernel that fails now and then must not look like a flaky test.
         """
         found = self._known.get(recipe.to_json()) if self._known else None
-        if found is None and (self.lost or (self._known and time.monotonic() > self._shrink_until)):
+        if found is None and (self.lost or (self._known and seconds(self.device) > self._shrink_until)):
             return  # enough of the recipe's shrinking; the domain shrinker goes on from the smallest known to fail
         if found is None:
             outcome = self.examine(recipe)
@@ -104,7 +103,7 @@ class Trial:
                 return
             if not self._known:
                 self.tally.killed_at = self.tally.examples
-                self._shrink_until = time.monotonic() + SHRINK_SECONDS[self.device.is_gpu]
+                self._shrink_until = seconds(self.device) + SHRINK_SECONDS[self.device.is_gpu]
             found = self._known[recipe.to_json()] = broken(self.finding(recipe, outcome))
         raise found.with_traceback(None)  # the one place: Hypothesis tells bugs apart by type and line
 

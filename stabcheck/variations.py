@@ -30,15 +30,20 @@ def exact_shift(case: Case) -> tuple[Batch, Batch, torch.Tensor]:
     c = ±2^k differs from sibling to sibling and stays below half the format's range. Rounding happens once, in making `shifted`, so most
     rows are exact whatever x was; rows that overflow, or hold NaN or +inf, are not.
     """
-    x = case.batch.logits
-    exponents = min(SHIFT_EXPONENTS, by_name(case.recipe.dtype).emax)
-    rows = torch.arange(x.shape[0], device=x.device) * (case.recipe.siblings > 1) + case.recipe.seed
-    c = (torch.exp2((rows % exponents).double()) * (1 - 2 * (rows // exponents % 2)))[:, None]
+    x, c = case.batch.logits, shifts(case)
     shifted = (x.double() + c).to(x.dtype)
     base = (shifted.double() - c).to(x.dtype)
     exact = (base.double() + c == shifted.double()) & (shifted.isfinite() & base.isfinite() | (x == -torch.inf))
     exact = exact.all(-1, keepdim=True)
     return case.batch.with_logits(shifted), case.batch.with_logits(base), exact
+
+
+def shifts(case: Case) -> torch.Tensor:
+    """[R, 1] the common offset of each row."""
+    x = case.batch.logits
+    exponents = min(SHIFT_EXPONENTS, by_name(case.recipe.dtype).emax)
+    rows = torch.arange(x.shape[0], device=x.device) * (case.recipe.siblings > 1) + case.recipe.seed
+    return (torch.exp2((rows % exponents).double()) * (1 - 2 * (rows // exponents % 2)))[:, None]
 
 
 def running_maximum(x: torch.Tensor, got: torch.Tensor, slack: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -36,10 +36,12 @@ def test_fast_mutants_are_killed_and_shrunk_as_their_table_says(prove, tmp_path)
     assert "| SM15 | memory |" in (tmp_path / "out/mutants.md").read_text()
 
 
-def test_a_single_mutant_can_be_named(prove):
-    code, shown, _ = prove("SM7")
+@pytest.mark.parametrize("id", ["SM7", "CE5"])  # of any operation
+def test_a_single_mutant_can_be_named(prove, id):
+    code, shown, data = prove(id)
     assert code == 0
     assert "1 of 1 mutants killed" in shown
+    assert {k["mutant"] for k in data["kills"]} == {id}
 
 
 def stand_in(monkeypatch, **changes):

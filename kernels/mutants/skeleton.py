@@ -86,12 +86,20 @@ def launch(kernel, logits: torch.Tensor, temperature: torch.Tensor, out: torch.T
     return out
 
 
-def mutant(id: str, *, killed_by: tuple[str, ...], rows: int | None = 1, vocab: int | None = None, **declared) -> Callable[[F], F]:
-    """Register the decorated function, whose docstring reads "mistake (source).", as a mutant of temperature_softmax."""
+def mutant(
+    id: str,
+    operation: str = "temperature_softmax",
+    *,
+    killed_by: tuple[str, ...],
+    rows: int | None = 1,
+    vocab: int | None = None,
+    **declared,
+) -> Callable[[F], F]:
+    """Register the decorated function, whose docstring reads "mistake (source).", as a mutant of the operation."""
 
     def register(function: F) -> F:
         mistake, source = function.__doc__.removesuffix(").").rsplit(" (", 1)
         broken = Mutant(id, mistake, killed_by, source, rows=rows, vocab=vocab)
-        return stabcheck.kernel("temperature_softmax", name=id, tile=TILE, blocks=(TILE,), mutant=broken, **declared)(function)
+        return stabcheck.kernel(operation, name=id, tile=TILE, blocks=(TILE,), mutant=broken, **declared)(function)
 
     return register

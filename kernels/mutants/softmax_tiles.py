@@ -8,7 +8,7 @@ from stabcheck.kernels.mutants.skeleton import TILE, launch, mutant, shifted_the
 
 
 @triton.jit
-def _online(x, V, x_col, T, EXPONENT: tl.constexpr, OTHER: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr):
+def online(x, V, x_col, T, EXPONENT: tl.constexpr, OTHER: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr):
     """m and d in one pass: d = d · exp((m - m') / T) + Σ exp((x - m') / T), where m' is the maximum so far"""
     m = tl.full([], LEAST, tl.float32)
     d = tl.full([], 0.0, tl.float32)
@@ -23,7 +23,7 @@ def _online(x, V, x_col, T, EXPONENT: tl.constexpr, OTHER: tl.constexpr, LEAST: 
 @mutant("SM4", killed_by=("finiteness", "masking"), vocab=TILE + 1)
 def online_without_guard(logits, temperature):
     """Online softmax without a guard: a first tile that is all -inf gives exp(-inf - -inf) = NaN (online kernels of many projects)."""
-    return launch(softmax, logits, temperature, STATISTICS=_online)
+    return launch(softmax, logits, temperature, STATISTICS=online)
 
 
 @mutant("SM7", killed_by=("normalisation",), vocab=2)

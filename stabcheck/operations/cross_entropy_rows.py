@@ -98,7 +98,7 @@ def problem_of(batch: Batch, contract: Contract) -> Problem:
     tanh = torch.tanh(x / cap) if cap else None
     y = x if tanh is None else cap * tanh
     bent = (profile.tanh + profile.divide + 2) * U if cap else 0.0  # x/c (which tanh does not amplify), tanh, the product with c
-    spread = bent * (y.abs() + y.abs().amax(-1, keepdim=True)) if cap else 0.0
+    spread = bent * (y.abs() + y.abs().amax(-1, keepdim=True)) if cap else None
     taking = (y > -torch.inf) if contract.policies["masked_smoothing"] == "skip" else torch.ones_like(y, dtype=torch.bool)
     return Problem(batch, contract, y, tanh, bent, shift(y, contract, spread), batch.inputs["target"], taking)
 

@@ -34,7 +34,7 @@ class Shifted:
         return error + log_error(self.log_d + error, contract)
 
 
-def shift(x: torch.Tensor, contract: Contract, spread: Any = 0.0, **temperature: Any) -> Shifted:
+def shift(x: torch.Tensor, contract: Contract, spread: torch.Tensor | None = None, **temperature: Any) -> Shifted:
     """The parts for x [R, V]; `spread`: how far exponents are off before they are formed; `temperature` as in `exponent_error`.
 
     An error κ_j of the j-th exponent moves d by p_j·κ_j relatively, to first order.
@@ -46,5 +46,6 @@ def shift(x: torch.Tensor, contract: Contract, spread: Any = 0.0, **temperature:
     e = z.exp()
     d = e.sum(-1, keepdim=True)
     p = e / d  # NaN where m is infinite or NaN, as torch has it
-    kappa = exponent_error(x, m, z, contract, **temperature) + spread
+    kappa = exponent_error(x, m, z, contract, **temperature)
+    kappa = kappa if spread is None else kappa + spread
     return Shifted(m, z, p, d, kappa, (p * kappa).sum(-1, keepdim=True) + summation_error(x.shape[1], contract))
