@@ -15,6 +15,7 @@ without waiting for the device (but `bad_target="raise"` does, outside a graph),
 from __future__ import annotations
 
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def cross_entropy(
     softcap: c > 0 replaces the logits by c · tanh(logits / c).
     reduction: "mean" over the rows not ignored (NaN if there are none), "sum" or "none".
     masked_smoothing: classes at −inf get no share of ε ("skip"), or make the loss infinite if ε > 0, as in torch ("inf").
-    inplace_backward: the gradient overwrites the logits, which nothing may need afterwards.
+    inplace_backward: the gradient overwrites the logits, which nothing may need afterwards; not for a leaf, whose data it would replace.
     bad_target: a target that is neither a class nor ignore_index stops the device ("trap", as in torch; costs nothing), raises here, which
         waits for the device ("raise"; traps in a CUDA graph), or makes its row NaN ("nan"). It is never used as an address. On the CPU,
         "trap" raises.
@@ -100,7 +101,8 @@ class CrossEntropyLoss(torch.nn.Module):
 
     Other than torch's: the loss is fp32 whatever the dtype of the input; label smoothing leaves out masked classes (torch: an infinite
     loss) unless masked_smoothing="inf"; a target out of range is as `bad_target` says. There are no class weights, no class probabilities
-    as target, no further dimensions and no second derivatives. `options` are those of `cross_entropy`.
+    as target, no further dimensions, no second derivatives and no torch.func transforms; targets are int64, the input fp32, bf16 or fp16.
+    `options` are those of `cross_entropy`.
     """
 
     def __init__(
@@ -118,7 +120,12 @@ class CrossEntropyLoss(torch.nn.Module):
             raise UsageError("weight is not None; class weights are not supported: use torch.nn.CrossEntropyLoss")
         if size_average is not None or reduce is not None:
             raise UsageError("size_average and reduce are deprecated in torch and not supported; pass reduction='mean', 'sum' or 'none'")
-        self.options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing, **options}
+        unknown = sorted(set(options) - set(signature(cross_entropy).parameters))
+        if unknown:
+            raise UsageError(f"unknown option {unknown[0]!r}; cross_entropy has {', '.join(list(signature(cross_entropy).parameters)[2:])}")
+        check_choice("reduction", reduction, _REDUCTIONS)
+        self.weight, self.ignore_index, self.reduction, self.label_smoothing = weight, ignore_index, reduction, label_smoothing
+        self.options = options
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if input.ndim not in (1, 2):
@@ -126,11 +133,15 @@ class CrossEntropyLoss(torch.nn.Module):
         if target.is_floating_point():
             raise UsageError(f"target has dtype {target.dtype}; class probabilities are not supported, pass class indices (torch.int64)")
         if input.ndim == 2:
-            return cross_entropy(input, target, **self.options)
+            return self._loss(input, target)
         if target.ndim:
             raise UsageError(f"target has shape {list(target.shape)} but input has no batch; pass one class index, shape []")
-        loss = cross_entropy(input[None], target[None], **self.options)
+        loss = self._loss(input[None], target[None])
         return loss[0] if loss.ndim else loss
+
+    def _loss(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        own = {"ignore_index": self.ignore_index, "reduction": self.reduction, "label_smoothing": self.label_smoothing}
+        return cross_entropy(input, target, **own, **self.options)
 
 
 _registered = partial(stabcheck.kernel, "cross_entropy", tile=TILE, lanes=LANES, blocks=(1024, 2048, 4096, 8192))

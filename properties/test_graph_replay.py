@@ -9,4 +9,5 @@ from stabcheck.variations import run_captured
 
 @law("a captured CUDA graph replayed on new contents gives the bits of an eager call", gpu=True, weight=0.25)
 def test_graph_replay(case):
-    yield case.same_bits(run_captured(case), case.run(), what="graph replay with eager")
+    for batch in case.batches:
+        yield case.same_bits(run_captured(case, batch), case.run(batch), what="graph replay with eager")

@@ -10,9 +10,10 @@ from stabcheck.laws import law
 
 @law("nothing outside the buffers is written, every output is, and inputs are unchanged", row_local=False)
 def test_memory(case):
-    watched = run_guarded(case)
-    yield case.no_fault(watched.overruns, what="canaries around each buffer (one row per buffer)")
-    for name, unwritten in watched.unwritten.items():
-        yield case.no_fault(unwritten, what=case.named(name, "output elements never written"))
-    yield case.no_fault(watched.changed, what="input elements changed")
-    yield case.against_reference(watched.results, what="the result between poisoned margins")
+    for batch in case.batches:
+        watched = run_guarded(case, batch)
+        yield case.no_fault(watched.overruns, what="canaries around each buffer (one row per buffer)")
+        for name, unwritten in watched.unwritten.items():
+            yield case.no_fault(unwritten, what=case.named(name, "output elements never written"))
+        yield case.no_fault(watched.changed, what="input elements changed")
+        yield case.against_reference(watched.results, batch, what="the result between poisoned margins")

@@ -68,6 +68,11 @@ class Case:
     def expected(self) -> dict[str, Expected]:
         return self.expect(self.batch)
 
+    @property
+    def batches(self) -> list[Batch]:
+        """The batch, and where the operation knows reductions also under the mean, a path of its own in many kernels."""
+        return [self.batch, self.batch.with_options(reduction="mean")] if "reductions" in self.operation.traits else [self.batch]
+
     def expect(self, batch: Batch) -> dict[str, Expected]:
         """The reference of a batch."""
         return self.operation.reference(batch, self.contract_for(batch.logits.dtype))
@@ -112,10 +117,17 @@ class Case:
 
     def against_reference(self, got: Results, batch: Batch | None = None, what: str = "") -> list[Comparison]:
         """Each output within the derived bound of the fp64 reference."""
-        batch, expected = (self.batch, self.expected) if batch is None else (batch, self.expect(batch))
+        batch, expected = (self.batch, self.expected) if batch is None or batch is self.batch else (batch, self.expect(batch))
+        support = "row_sum_one" in self.operation.traits
         return [
             Comparison(
-                got[name], e.value, e.bound, e.free, explanations=self._explanations(name, got, e, batch), what=self.named(name, what)
+                got[name],
+                e.value,
+                e.bound,
+                e.free,
+                explanations=self._explanations(name, got, e, batch),
+                what=self.named(name, what),
+                support=support,
             )
             for name, e in expected.items()
         ]

@@ -60,8 +60,8 @@ class Finding:
             lines.append(f"  compared {w.what}")
         if self.detail:
             lines.append(f"  cause    {self.detail}")
-        if not (math.isnan(w.got) and math.isnan(w.expected)):  # a fault has no numbers
-            bound = "any finite value" if w.bound == ANY_FINITE else f"bound {w.bound:.2g}"
+        if not all(map(math.isnan, (w.got, w.expected, w.bound))):  # a fault has no numbers
+            bound = "any finite value" if w.bound == ANY_FINITE else "" if math.isnan(w.bound) else f"bound {w.bound:.2g}"
             place = f"({w.row}, {w.column})" if w.column is not None else f"row {w.row}"
             lines.append(f"  got      {w.got:.9g} at {place}".ljust(38) + f"expected {w.expected:.9g}".ljust(24) + bound)
         if w.model:

@@ -90,11 +90,11 @@ def guarded_batch(batch: Batch, margin: int = MARGIN) -> tuple[Batch, list[Guard
     return replace(batch, logits=guards[0].inner, inputs=inputs), guards
 
 
-def run_guarded(case: Case) -> Watched:
+def run_guarded(case: Case, original: Batch | None = None) -> Watched:
     """Run the kernel with every buffer guarded and compare the bits around and inside them before and after."""
-    batch, inputs = guarded_batch(case.batch)
+    original = original or case.batch
+    batch, inputs = guarded_batch(original)
     allocations = GuardAllocations()
-    _ = case.expected
     with allocations:
         results = case.run(batch)
     buffers = [*inputs, *allocations.made]
@@ -102,7 +102,7 @@ def run_guarded(case: Case) -> Watched:
         results=results,
         overruns=torch.stack([b.overrun() for b in buffers]),
         unwritten={name: bits_of(values) == POISON[values.element_size()] for name, values in results.items()},
-        changed=torch.cat([(bits_of(g.inner) != bits_of(t)).flatten() for g, t in zip(inputs, case.batch.args, strict=True)])[None],
+        changed=torch.cat([(bits_of(g.inner) != bits_of(t)).flatten() for g, t in zip(inputs, original.args, strict=True)])[None],
     )
 
 
@@ -115,7 +115,9 @@ def run_beyond_int32(case: Case) -> tuple[Results, torch.Tensor, torch.Tensor]:
     source = case.batch.pick(slice(0, 1))
     vocab = source.logits.shape[1]
     rows = INT32_REACH // vocab + WITNESSES
-    sizes = source.logits.element_size() + sum(case.contract.output.bits // 8 for o in case.operation.outputs if o.per == "element")
+    own = source.logits.element_size()
+    wide = (own if o.dtype == "input" else case.contract.output.bits // 8 for o in case.operation.outputs if o.per == "element")
+    sizes = own + sum(wide)
     needed = (rows * vocab + INT32_REACH * 2) * sizes * 1.1
     if needed > torch.cuda.mem_get_info()[0]:
         raise UnsupportedInput(f"64-bit offsets need {needed / 2**30:.0f} GiB of free device memory; run them on a larger GPU")
@@ -147,7 +149,9 @@ def run_with_bad_target(case: Case, bad: int) -> list[Comparison]:
         case.call(guarded)
     except UnsupportedInput:
         raise
-    except Exception:
+    except Exception as error:
+        if not str(error).strip():
+            raise KernelFault("crash", f"{what} raised {type(error).__name__} without a word") from error
         return [case.no_fault(torch.zeros((1, 1), dtype=torch.bool, device=target.device), what)]
     results = case.run(guarded)
     if case.contract.policies["bad_target"] == "error":

@@ -137,7 +137,7 @@ def _check_declared(made: Kernel) -> None:
         _check(answer in known.get(policy, ()), f"unknown policy {policy}={answer!r}; {made.operation} has {dict(known)}")
     for name, values in made.options.items():
         fits = isinstance(values, tuple | list) and set(values) <= set(pools.get(name, ()))
-        _check(fits, f"options are {name}={values!r}; {made.operation} has {pools}")
+        _check(fits, f"options are {name}={values!r}; name some of the values that are drawn: {pools}")
         _check(pools[name][0] in values, f"options are {name}={values!r}; the default {pools[name][0]!r} must be among them")
     _check(made.error_model in of.error_models, f"unknown error_model {made.error_model!r}; use one of {', '.join(of.error_models)}")
     _check(made.output in ("input", "fp32", None), f"unknown output {made.output!r}; use 'input' or 'fp32'")

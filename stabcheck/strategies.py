@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 
 from stabcheck.floats import Format, by_name
-from stabcheck.operations import operation
 from stabcheck.operations import operation as find_operation
 from stabcheck.operations.base import Input
 from stabcheck.recipe import FANS, Background, Layout, Mask, Recipe, Row
@@ -55,7 +54,7 @@ def space_for(
     kernel: Kernel, dtype: str, *, max_rows: int, max_elements: int, max_vocab: int, fixed_options: Collection[str] = ()
 ) -> Space:
     """The space of a kernel: what it supports, within the limits of the device, with some options kept at their defaults."""
-    op = operation(kernel.operation)
+    op = find_operation(kernel.operation)
     policies = op.default_policies() | dict(kernel.policies)
     free = [o for o in op.options if o.name not in fixed_options]
     pools = ((o.name, tuple(v for v in o.values if v in kernel.options.get(o.name, o.values))) for o in free)
@@ -92,7 +91,7 @@ class _Tables:
     def __init__(self, space: Space) -> None:
         self.space = space
         fmt, policies = by_name(space.dtype), dict(space.policies)
-        self.inputs = operation(space.operation).inputs
+        self.inputs = find_operation(space.operation).inputs
         self.pools = {spec.name: spec.drawn(policies) for spec in self.inputs}
         self.fans = FANS if any(spec.ladder for spec in self.inputs) else tuple(fan for fan in FANS if fan != "ladder")
         self.vocabs = vocab_sizes(space)

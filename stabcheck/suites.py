@@ -28,7 +28,9 @@ def suite(operation: str, function: Function, *, dtypes: Iterable[str] = DTYPES,
     Parameters
     ----------
     operation: what the function computes, e.g. "temperature_softmax".
-    function: called with the operation's inputs by position (logits [R, V], temperature [R]), returns the output.
+    function: called as users call it: inputs by position, e.g. (logits [R, V], temperature [R]), options by keyword where they are not the
+        defaults; returns the output, or a tuple of them. A loss is called as (logits, target, reduction=…, …) and gets its gradient from
+        torch.autograd.
     dtypes: logit dtypes to test, among "fp32", "bf16", "fp16".
     properties: names of properties to test; all that apply unless given.
     declared: what the kernel promises, see `stabcheck.Kernel`: in_place, output, policies, options, error_model, tile, max_vocab, …

@@ -6,7 +6,8 @@ stabcheck.assert_within_bound("temperature_softmax", got, logits, temperature)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from stabcheck.devices import describe
 from stabcheck.errors import UsageError
 from stabcheck.floats import FORMATS, name_of
 from stabcheck.operations import operation as find_operation
-from stabcheck.operations.base import Expected, Operation
+from stabcheck.operations.base import IGNORED, Expected, Operation
 from stabcheck.verdicts import Comparison, agreement, witness
 
 
@@ -64,9 +65,11 @@ def reference(
         given = ", ".join(str(list(t.shape)) for t in (logits, *inputs))
         raise UsageError(f"{operation} takes {op.summary.partition(' ->')[0]}; got shapes {given}")
     stored = FORMATS[name_of(output or (torch.float32 if op.output == "fp32" else logits.dtype))]
+    given_inputs = _with_defaults(op, logits, inputs)
+    _check_inputs(op, logits, given_inputs, options or {})
     profile = describe("cpu" if logits.device.type == "cpu" else str(logits.device)).profile
     contract = Contract(FORMATS[name_of(logits.dtype)], stored, profile, op.default_policies() | dict(policies or {}), error_model, tile)
-    return op.reference(Batch(logits, _with_defaults(op, logits, inputs), options=dict(options or {})), contract)
+    return op.reference(Batch(logits, given_inputs, options=dict(options or {})), contract)
 
 
 def _with_defaults(op: Operation, logits: torch.Tensor, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
@@ -79,14 +82,33 @@ def _with_defaults(op: Operation, logits: torch.Tensor, inputs: tuple[torch.Tens
     return given
 
 
+def _check_inputs(op: Operation, logits: torch.Tensor, inputs: dict[str, torch.Tensor], options: Mapping[str, Any]) -> None:
+    """Raise UsageError for inputs of a dtype the operation does not have, and for columns out of range."""
+    for spec in op.inputs:
+        values, wanted = inputs[spec.name], torch.float32 if isinstance(spec.default, float) else torch.int64
+        if values.dtype != wanted:
+            raise UsageError(f"{spec.name} has dtype {values.dtype}; pass {spec.name}.to({wanted})")
+        if spec.column:
+            bad = ((values < 0) | (values >= logits.shape[1])) & (values != options.get("ignore_index", IGNORED))
+            if bool(bad.any()):
+                row = int(bad.nonzero()[0])
+                raise UsageError(
+                    f"{spec.name} is {int(values[row])} in row {row} of logits with {logits.shape[1]} columns; pass one of them"
+                )
+
+
 def assert_within_bound(
-    operation: str, got: torch.Tensor | Mapping[str, torch.Tensor], logits: torch.Tensor, *inputs: torch.Tensor, **declared: Any
+    operation: str,
+    got: torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor],
+    logits: torch.Tensor,
+    *inputs: torch.Tensor,
+    **declared: Any,
 ) -> None:
     """Assert that every element of a result is within its derived bound.
 
     Parameters
     ----------
-    got: the output, or several by name, e.g. {"loss": loss, "grad": logits.grad}; one tensor stands for the first output.
+    got: the output, or several in the operation's order or by name, e.g. {"loss": loss, "grad": logits.grad}.
     declared: as in `reference`; the dtype of outputs is taken from `got`.
 
     Raises
@@ -94,8 +116,12 @@ def assert_within_bound(
     AssertionError: naming the worst element, what was expected there and its bound.
     UsageError: an unknown output or a result of another shape, and as in `reference`.
     """
-    first = find_operation(operation).outputs[0].name
-    results = {first: got} if isinstance(got, torch.Tensor) else dict(got)
+    names = [output.name for output in find_operation(operation).outputs]
+    first, parts = names[0], [got] if isinstance(got, torch.Tensor) else got
+    results = dict(parts) if isinstance(parts, Mapping) else dict(zip(names, parts, strict=False))
+    unknown = sorted(set(declared) - set(inspect.signature(reference).parameters))
+    if unknown:
+        raise UsageError(f"unknown argument {unknown[0]!r}; options of the operation go into options={{{unknown[0]!r}: …}}")
     if first in results:
         declared = {"output": results[first].dtype, **declared}
     exact = reference(operation, logits, *inputs, **declared)
@@ -111,7 +137,7 @@ def _assert_output(what: str, got: torch.Tensor, exact: Expected, logits: torch.
         raise UsageError(f"the result has shape {found} for logits of shape {list(logits.shape)}, not {wanted}; pass the kernel's output")
     comparison = Comparison(got, exact.value, exact.bound, exact.free)
     if exact.free is not None and bool(exact.free.all()) and got.numel():
-        raise AssertionError(f"nothing to compare: the policies of {what} leave every element undefined, such as rows of T = 0")
+        raise AssertionError(f"nothing to compare: the policies of {what} leave every element undefined")
     failed = int(agreement(comparison).sum())
     if failed:
         w = witness(comparison)

@@ -105,31 +105,33 @@ FAR = 1e6  # logits beyond it lose too much of a step to the rounding of fp64
 
 
 def difference_quotient(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(columns [k], upstream·(loss(x + h e_j) − loss(x − h e_j))/2h of the fp64 loss [R, k], how far off it may be, where it says nothing).
+    """(columns [R, k], upstream·(loss(x + h e_j) − loss(x − h e_j))/2h of the fp64 loss, how far off it may be, where it says nothing).
 
     Third derivatives of the loss: of log Σ exp at most 0.1, of its square at most 1.5 + 0.2·|lse|; through y = c·tanh(x/c), c ≥ 1, whose
     own are at most 0.77 and 2, no more than 3 (1 + ζ(6 + 4|lse|)) in all. Each loss is rounded at 2^-50 of it, or of c, and x ± h at
     2^-52 |x|.
     """
     batch, loss = case.batch, case.expected["loss"].value.abs()[:, None]
-    x = batch.logits.double()
-    row = {int(x[0].nan_to_num().argmax()), int(batch.inputs["target"][0].clamp(0, x.shape[1] - 1))} if len(x) else set()
-    picked = row | {0, x.shape[1] - 1} | set(random_order(case, x.shape[1])[:2].tolist())
-    columns = torch.tensor(sorted(picked), device=x.device)
+    x, vocab = batch.logits.double(), case.recipe.vocab
+    some = torch.tensor([0, vocab - 1, *random_order(case, vocab)[[0, -1]].tolist()], device=x.device).expand(len(x), 4)
+    own = torch.stack([batch.inputs["target"].clamp(0, vocab - 1), x.nan_to_num().argmax(-1)], 1)
+    columns = torch.cat([own, some], 1)
     quotients = []
-    for j in columns.tolist():
+    for at in columns.unbind(1):
         ends = []
         for h in (STEP, -STEP):
-            moved = x.clone()
-            moved[:, j] += h
-            ends.append((moved[:, j], case.operation.reference(batch.with_logits(moved), case.contract)["loss"].value))
+            moved = x.scatter_add(1, at[:, None], torch.full_like(x[:, :1], h))
+            ends.append(
+                (moved.gather(1, at[:, None])[:, 0], case.operation.reference(batch.with_logits(moved), case.contract)["loss"].value)
+            )
         quotients.append((ends[0][1] - ends[1][1]) / (ends[0][0] - ends[1][0]))
     quotient = torch.stack(quotients, 1)
     zeta, cap = float(batch.options.get("lse_square_scale", 0.0)), float(batch.options.get("softcap", 0.0))
     curvature = 3 * (1 + zeta * (6 + 4 * torch.logsumexp(x, -1, keepdim=True).abs()))
-    slack = curvature * STEP**2 / 6 + 2.0**-50 * (loss + cap) / STEP + 2.0**-50 * x[:, columns].abs()
+    moving = x.gather(1, columns).abs().nan_to_num(0.0, 0.0, 0.0)
+    slack = curvature * STEP**2 / 6 + 2.0**-50 * (loss + cap) / STEP + 2.0**-50 * moving
     upstream = batch.inputs["upstream"].double()[:, None]
-    free = ~(x.abs() <= FAR).all(-1, keepdim=True) | ~quotient.isfinite()
+    free = ~((x.abs() <= FAR) | (x == -torch.inf)).all(-1, keepdim=True) | ~quotient.isfinite()
     return columns, upstream * quotient, upstream.abs() * slack, free
 
 
@@ -150,9 +152,20 @@ def relaid(case: Case, layout: Layout) -> Batch:
     return case.batch.with_logits(view.copy_(source))
 
 
-def run_in_place(case: Case) -> Results:
+def with_inputs_strided(case: Case) -> Batch:
+    """The batch with its inputs as views of stride 2; the values between them are another row's, wrong but harmless."""
+    pairs = {name: torch.stack([values, values.flip(0)], 1) for name, values in case.batch.inputs.items()}
+    return case.batch.with_inputs(**{name: pair[:, 0] for name, pair in pairs.items()})
+
+
+def with_inputs_expanded(case: Case) -> Batch:
+    """The batch with the first row's inputs for all rows, as views of stride 0: what autograd hands on for the gradient of a sum."""
+    return case.batch.with_inputs(**{name: values[:1].expand(len(values)) for name, values in case.batch.inputs.items()})
+
+
+def run_in_place(case: Case, original: Batch | None = None) -> Results:
     """The kernel's in-place form on a copy in the same layout, every autotuner of its module cleared: each call is a first call."""
-    batch = relaid(case, case.recipe.layout)
+    batch = relaid(case, case.recipe.layout).with_options(**(original or case.batch).options)
     forget_tuning(case.kernel.function.__module__)
     results = case.run(batch, case.kernel.in_place)
     if not any(values.data_ptr() == batch.logits.data_ptr() for values in results.values()):
@@ -183,12 +196,14 @@ def _alive() -> list[Any]:
     return things
 
 
-def run_captured(case: Case) -> Results:
+def run_captured(case: Case, original: Batch | None = None) -> Results:
     """Capture the kernel on other contents, copy the batch into the captured buffers, replay, and return the output.
 
     The captured buffers have the batch's own layout: a kernel may compile another order of summation for another.
     """
-    static = relaid(case, case.recipe.layout)
+    original = original or case.batch
+    static = relaid(case, case.recipe.layout).with_options(**original.options)
+    static = static.with_inputs(**{name: values.flip(0) for name, values in static.inputs.items()})
     if not static.logits.numel():
         return case.run(static)  # nothing is launched, so there is nothing to capture
     static.logits.copy_(case.batch.logits.flip(-1))
@@ -204,6 +219,8 @@ def run_captured(case: Case) -> Results:
     except Exception as error:  # a kernel that asks the host breaks the capture, and ending the capture raises once more
         first = str(error.__context__ or error).strip().splitlines()[0]
         raise KernelFault("crash", f"cannot be captured: {first.removeprefix('CUDA error: ')}") from error  # the device is not lost
-    static.logits.copy_(case.batch.logits)
+    static.logits.copy_(original.logits)
+    for name, values in original.inputs.items():
+        static.inputs[name].copy_(values)
     graph.replay()
     return {name: values.clone() for name, values in results.items()}

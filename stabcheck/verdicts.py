@@ -20,6 +20,7 @@ class Comparison:
     explanations: error model -> on demand, the elements whose error it explains; they tell `unstable` from `wrong`.
     what:      a few words on what was compared with what.
     aligned:   row i is row i of the batch.
+    support:   an exact 0 means that there must be nothing: a failure there is "out of support".
     """
 
     got: torch.Tensor
@@ -30,6 +31,7 @@ class Comparison:
     explanations: Mapping[str, Callable[[], torch.Tensor]] = field(default_factory=dict)
     what: str = ""
     aligned: bool = True
+    support: bool = True
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def _kind(c: Comparison, failed: torch.Tensor, got: torch.Tensor, expected: torc
     """(the kind of a failure, and the error model that explains it if it is `unstable`)."""
     if bool((failed & ~got.isfinite() & expected.isfinite()).any()):
         return "non-finite", ""
-    if bool((failed & (expected == 0) & (c.bound == 0)).any()):
+    if c.support and bool((failed & (expected == 0) & (c.bound == 0)).any()):
         return "out of support", ""
     for model, explained in c.explanations.items():
         if not bool((failed & ~explained()).any()):

@@ -153,4 +153,23 @@ def test_wrong_use_of_losses_is_told(call, told):
 
 def test_what_a_policy_leaves_undefined_is_no_pass():
     with pytest.raises(AssertionError, match="nothing to compare"):
+        stabcheck.assert_within_bound("temperature_softmax", torch.zeros_like(LOGITS), LOGITS, torch.zeros(len(LOGITS)))
+
+
+def test_a_target_out_of_range_is_the_callers_mistake():
+    with pytest.raises(stabcheck.UsageError, match="target is 7 in row 0"):
         stabcheck.assert_within_bound("cross_entropy", torch.zeros(1), LOGITS, torch.tensor([7]))
+
+
+def test_a_tuple_of_outputs_is_taken_in_their_order():
+    labels, temperature = torch.zeros(len(LOGITS), dtype=torch.int64), torch.ones(len(LOGITS))
+    exact = stabcheck.reference("token_logprob", LOGITS, labels, temperature)
+    right = tuple(exact[name].value.float() for name in ("logprob", "entropy"))
+    stabcheck.assert_within_bound("token_logprob", right, LOGITS, labels, temperature)
+    with pytest.raises(AssertionError, match="token_logprob's entropy"):
+        stabcheck.assert_within_bound("token_logprob", (right[0], right[1] + 1), LOGITS, labels, temperature)
+
+
+def test_an_option_given_as_an_argument_is_told_where_it_belongs():
+    with pytest.raises(stabcheck.UsageError, match="options="):
+        stabcheck.assert_within_bound("cross_entropy", torch.zeros(1), LOGITS, torch.tensor([0]), reduction="mean")

@@ -15,7 +15,8 @@ Options as in torch's cross_entropy and Liger's: ignore_index, label_smoothing �
 The loss is formed from differences, so a common offset changes nothing and its bound does not grow with one.
 
 Policies: masked classes take no part in label smoothing, V staying the class count, or the loss is infinite as in torch; a target outside
-[0, V) raises, or makes its row NaN. A masked target gives +inf and a finite gradient. Rows of -inf, and rows with NaN or, without softcap,
+[0, V) raises, or makes its row NaN. Under a softcap -inf becomes −c, like any other very low
+logit, and masks nothing. A masked target gives +inf and a finite gradient. Rows of -inf, and rows with NaN or, without softcap,
 +inf, give NaN. Sources: Liger #968, #1268; PyTorch #11752; the online kernels of many projects.
 """
 
@@ -30,8 +31,9 @@ import torch
 from stabcheck.batches import Batch
 from stabcheck.bounds import Contract, settled
 from stabcheck.devices import U
+from stabcheck.floats import FP32
 from stabcheck.operations.base import IGNORED, LARGEST, SMALLEST, Expected, Input, Operation, Output
-from stabcheck.operations.cross_entropy_rows import MOST, OPTIONS, Problem, problem_of, row_gradients, row_losses, row_upstream
+from stabcheck.operations.cross_entropy_rows import OPTIONS, Problem, problem_of, row_gradients, row_losses, row_upstream
 
 UPSTREAM = (1.0, 0.0, -1.0, 0.5, 65536.0, 1e-3, 1e30, -1e30, 1e-30)
 
@@ -88,7 +90,7 @@ def _reduced(
     """[] sum or mean over the rows not ignored, added in any order: R·u relative to the sum of the losses, which are not negative."""
     total, count = loss.sum(), counted.sum().double()
     error = bound.sum() + len(loss) * U * total.abs()
-    error = torch.where(total + error > MOST, torch.inf, error)  # the sum may overflow where the mean does not
+    error = torch.where(total + error > FP32.max, torch.inf, error)  # the sum may overflow where the mean does not
     if how == "mean":
         total, error = total / count, error / count + 2 * U * (total / count).abs()
     return Expected(total, settled(total, error, contract), None if free is None else free.any())

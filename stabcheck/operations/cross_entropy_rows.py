@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from stabcheck.batches import Batch
-from stabcheck.bounds import Contract, argument_error, log_error, quotient_error, slope, summation_error
+from stabcheck.bounds import MOST_ERROR, MOST_NEGATIVE, Contract, argument_error, log_error, quotient_error, slope, summation_error
 from stabcheck.devices import FLUSH, U
+from stabcheck.floats import FP32
 from stabcheck.operations.base import IGNORED, Option
 from stabcheck.operations.parts import Shifted, shift
 
-MOST = torch.finfo(torch.float32).max
 OPTIONS = {
     option.name: option
     for option in (
@@ -58,7 +58,7 @@ class Problem:
         if self.contract.error_model == "shift_first" or not self.option("label_smoothing"):
             return None
         heights = torch.where(self.taking, self.y.abs(), 0.0).sum(-1)
-        return (heights > MOST) | ((self.smoothed * self.lse.abs())[:, 0] > MOST)
+        return (heights > FP32.max) | ((self.smoothed * self.lse.abs())[:, 0] > FP32.max)
 
     @property
     def in_range(self) -> torch.Tensor:
@@ -111,7 +111,7 @@ def row_losses(q: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     eps, zeta, vocab = float(q.option("label_smoothing")), float(q.option("lse_square_scale")), q.y.shape[1]
     summed = 2 * summation_error(vocab, q.contract) + 2 * U
     log_d, y_t, z_t = q.parts.log_d, q.y.gather(1, q.at), q.parts.z.gather(1, q.at)
-    loss = (1 - eps) * (log_d - z_t)
+    loss = (1 - eps) * (log_d - z_t) if eps < 1 else torch.where(z_t == -torch.inf, torch.inf, 0.0 * log_d)  # a masked target: always inf
     error = (1 - eps) * (q.of_log_d + q.of_arguments(y_t, z_t))
     unshifted = (1 - eps) * (q.lse.abs() + y_t.abs()) * 3 * U
     if eps:
@@ -120,13 +120,13 @@ def row_losses(q: Problem) -> tuple[torch.Tensor, torch.Tensor]:
         of_far = torch.where(q.taking, q.of_arguments(q.y, q.parts.z), 0.0).sum(-1, keepdim=True)
         loss = loss + share * (q.smoothed * log_d + far)
         error = error + share * (q.smoothed * (q.of_log_d + summed * log_d) + of_far + summed * far)
-        error = torch.where(far > MOST, torch.inf, error)
+        error = torch.where(far > FP32.max, torch.inf, error)
         unshifted = unshifted + share * (3 * U + summed) * (q.smoothed * q.lse.abs() + heights)
     if zeta:
         square = q.lse.square()
         loss = loss + zeta * square
         error = error + zeta * (2 * q.lse.abs() * q.of_lse + q.of_lse.square() + 3 * U * square)
-        error = torch.where(square > MOST, torch.inf, error)
+        error = torch.where(square > FP32.max, torch.inf, error)
     error = error + 2 * U * loss.abs()
     return loss[:, 0], (error if q.contract.error_model == "shift_first" else error + unshifted)[:, 0]
 
@@ -134,16 +134,16 @@ def row_losses(q: Problem) -> tuple[torch.Tensor, torch.Tensor]:
 def row_gradients(q: Problem, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[R, V] gradients and their errors before the output's rounding: |g|·(p_i·rel_i + roundings of the bracket, relative to its terms).
 
-    p is exp(z)/d or exp(z − log d): the errors of both are allowed. Near p_t → 1 the bracket p_t − 1 is small but its output rounding is
-    relative to what is left, so a kernel that rounds p before it subtracts is found out.
+    p is exp(z)/d or exp(z − log d): the errors of both are allowed, for the second the rounding of its argument, u·|z| and slope·u·log d.
+    Near p_t → 1 the bracket p_t − 1 is small, its error p_t·rel + O(u) is not; the output's rounding is relative to what is left.
     """
     eps, zeta, vocab = float(q.option("label_smoothing")), float(q.option("lse_square_scale")), q.y.shape[1]
     contract, parts = q.contract, q.parts
     exponents = parts.kappa + (parts.of_d + quotient_error(contract) + log_error(parts.log_d, contract) + slope(contract) * U * parts.log_d)
-    exponents = exponents - U * parts.z.clamp(min=-1e6)
+    exponents = exponents - U * parts.z.clamp(min=-MOST_NEGATIVE)
     if contract.error_model != "shift_first":
         exponents = exponents + (3 * U * (q.y.abs() + q.lse.abs())).masked_fill(q.y == -torch.inf, 0.0)
-    relative = torch.expm1(exponents.clamp(max=300.0))
+    relative = torch.expm1(exponents.clamp(max=MOST_ERROR))
     scale = 1 - eps + eps * q.smoothed / vocab + 2 * zeta * q.lse
     pulled = scale * parts.p
     weights = (q.taking.double() * (eps / vocab)).scatter_add(1, q.at, torch.full_like(parts.m, 1 - eps))

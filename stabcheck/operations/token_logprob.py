@@ -23,11 +23,10 @@ import torch
 from stabcheck.batches import Batch
 from stabcheck.bounds import Contract, argument_error, quotient_error, settled, slope, summation_error
 from stabcheck.devices import U
+from stabcheck.floats import FP32
 from stabcheck.operations.base import LARGEST, SMALLEST, Expected, Input, Operation, Output
 from stabcheck.operations.parts import Shifted, shift
 from stabcheck.operations.temperature_softmax import TEMPERATURES
-
-MOST = torch.finfo(torch.float32).max
 
 
 def reference(batch: Batch, contract: Contract) -> dict[str, Expected]:
@@ -49,7 +48,7 @@ def reference(batch: Batch, contract: Contract) -> dict[str, Expected]:
     z = parts.z.gather(1, at)
     logprob = (z - parts.log_d)[:, 0]
     error = (argument_error(x.gather(1, at), parts.m, z, contract, **temperature) + of_log_d)[:, 0]
-    error = torch.where((parts.m - x.gather(1, at))[:, 0] > MOST, torch.inf, error)  # the difference overflows before T can shrink it
+    error = torch.where((parts.m - x.gather(1, at))[:, 0] > FP32.max, torch.inf, error)  # the difference overflows before T can shrink it
     terms = torch.where(parts.p == 0, parts.p, parts.p * parts.z).abs_()  # 0·log 0 = 0
     of_terms = torch.expm1(parts.kappa + parts.of_d + quotient_error(contract)) + (slope(contract, t) + 2) * U
     spread = (terms * of_terms).sum(-1) + 2 * summation_error(vocab, contract) * terms.sum(-1)
@@ -81,7 +80,7 @@ def _and_bad_temperatures(
 ) -> torch.Tensor | None:
     """T ≤ 0 and NaN mean nothing; where x/T overflows, a kernel that forms it promises nothing."""
     if contract.error_model != "shift_first":
-        bad = (x.abs().masked_fill(x == -torch.inf, 0.0).amax(-1, keepdim=True) / t > MOST)[:, 0] | ~(t[:, 0] > 0)
+        bad = (x.abs().masked_fill(x == -torch.inf, 0.0).amax(-1, keepdim=True) / t > FP32.max)[:, 0] | ~(t[:, 0] > 0)
     elif batch.smallest("temperature") > 0:
         return free
     else:
