@@ -66,7 +66,7 @@ def cross_entropy(
     check_choice("reduction", reduction, _REDUCTIONS)
     check_choice("masked_smoothing", masked_smoothing, _SMOOTHINGS[1:])
     check_choice("bad_target", bad_target, BAD)
-    _check_numbers(label_smoothing, lse_square_scale, softcap)
+    _check_numbers(ignore_index, label_smoothing, lse_square_scale, softcap)
     if inplace_backward and any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride(), strict=True)):
         raise UsageError(f"logits have strides {logits.stride()}, so that elements share memory; pass logits.contiguous()")
     if bad_target == "raise" or (bad_target == "trap" and logits.device.type == "cpu"):
@@ -87,7 +87,9 @@ def cross_entropy(
     return compute_loss(logits, target, o, None)
 
 
-def _check_numbers(eps: float, square: float, softcap: float) -> None:
+def _check_numbers(ignore: int, eps: float, square: float, softcap: float) -> None:
+    if type(ignore) is not int:
+        raise UsageError(f"ignore_index is {ignore!r}; pass a whole number, one that is no class to ignore nothing")
     if not 0 <= eps <= 1:
         raise UsageError(f"label_smoothing is {eps}; pass 0 to 1")
     if not 0 <= square <= 1e30:
@@ -120,9 +122,9 @@ class CrossEntropyLoss(torch.nn.Module):
             raise UsageError("weight is not None; class weights are not supported: use torch.nn.CrossEntropyLoss")
         if size_average is not None or reduce is not None:
             raise UsageError("size_average and reduce are deprecated in torch and not supported; pass reduction='mean', 'sum' or 'none'")
-        unknown = sorted(set(options) - set(signature(cross_entropy).parameters))
-        if unknown:
-            raise UsageError(f"unknown option {unknown[0]!r}; cross_entropy has {', '.join(list(signature(cross_entropy).parameters)[2:])}")
+        known = list(signature(cross_entropy).parameters)[2:]  # but for the tensors
+        if unknown := sorted(set(options) - set(known)):
+            raise UsageError(f"unknown option {unknown[0]!r}; cross_entropy has {', '.join(known)}")
         check_choice("reduction", reduction, _REDUCTIONS)
         self.weight, self.ignore_index, self.reduction, self.label_smoothing = weight, ignore_index, reduction, label_smoothing
         self.options = options

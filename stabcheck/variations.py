@@ -217,8 +217,8 @@ def run_captured(case: Case, original: Batch | None = None) -> Results:
         with torch.cuda.graph(graph):
             results = case.run(static)
     except Exception as error:  # a kernel that asks the host breaks the capture, and ending the capture raises once more
-        first = str(error.__context__ or error).strip().splitlines()[0]
-        raise KernelFault("crash", f"cannot be captured: {first.removeprefix('CUDA error: ')}") from error  # the device is not lost
+        first = str(error.__context__ or error).strip().splitlines()[0].replace("CUDA error: ", "")  # the device is not lost
+        raise KernelFault("crash", f"cannot be captured: {first}") from error
     static.logits.copy_(original.logits)
     for name, values in original.inputs.items():
         static.inputs[name].copy_(values)

@@ -83,6 +83,24 @@ def reads_the_label_modulo_v(logits, labels, temperature):
     return logprob(logits, labels % logits.shape[1], temperature)
 
 
+def narrowed(target):
+    """As a kernel has it that keeps targets in 32 bits: 2^32 + 3 becomes 3."""
+    return target.to(torch.int32).long()
+
+
+def takes_labels_for_32_bits(logits, labels, temperature):
+    return logprob(logits, narrowed(labels), temperature)
+
+
+def as_if_contiguous(values, wrong):
+    """What a kernel reads that steps by 1 whatever the stride is, where that is one of the wrong ones."""
+    return values.as_strided(values.shape, (1,), values.storage_offset()) if values.stride(0) in wrong else values
+
+
+def steps_by_1_through_labels(logits, labels, temperature):
+    return logprob(logits, as_if_contiguous(labels, (2,)), temperature)
+
+
 def reads_the_next_row(logits, labels, temperature):
     """labels out of range index the flat logits, as an unchecked offset does."""
     flat = logits.reshape(-1)
@@ -133,7 +151,7 @@ class _Loss(torch.autograd.Function):
         return ctx.of_grad(grad, ctx.q).to(ctx.q.logits.dtype), None, None, None
 
 
-def loss(of_loss=same, of_grad=same, of_mean=lambda total, q: total / (~q.ignored).sum(), checked=True, input_dtype=False):
+def loss(of_loss=same, of_grad=same, of_mean=None, checked=True, input_dtype=False):
     """A cross-entropy, right unless something is put upon its losses [R], its gradients [R, V] or its mean []."""
 
     def kernel(logits, target, ignore_index=-100, label_smoothing=0.0, lse_square_scale=0.0, softcap=0.0, reduction="mean"):
@@ -141,12 +159,12 @@ def loss(of_loss=same, of_grad=same, of_mean=lambda total, q: total / (~q.ignore
         if checked:
             check(target, logits.shape[1], ~ignored)
         q = SimpleNamespace(logits=logits, target=target, ignored=ignored, eps=label_smoothing, zeta=lse_square_scale, cap=softcap)
-        q.dtype = logits.dtype if input_dtype else None
+        q.dtype, q.mean = logits.dtype if input_dtype else None, reduction == "mean"
         losses = _Loss.apply(logits, q, of_loss, of_grad)
         if reduction == "none":
             return losses
         total = losses.double().sum()
-        return (of_mean(total, q) if reduction == "mean" else total).to(losses.dtype)
+        return ((of_mean or mean_of)(total, q) if reduction == "mean" else total).to(losses.dtype)
 
     return kernel
 
@@ -181,6 +199,27 @@ def rounded_probabilities(grad, q):
     return grad + off.masked_fill(q.ignored[:, None], 0.0)
 
 
+def smoothed_over_all(grad, q):
+    """S = 1, as if every class took part in the smoothing, where 1 − ε + ε·(number taking part)/V is right."""
+    x = q.logits.double()
+    y = q.cap * torch.tanh(x / q.cap) if q.cap else x
+    short = q.eps * (y == -inf).double().mean(-1, keepdim=True)
+    return grad + (short * parts(y)[2] * q.upstream.double()[:, None]).masked_fill(q.ignored[:, None], 0.0)
+
+
+def one_percent_of_little(grad, q):
+    """1 % too much beyond an upstream gradient of 1, at targets whose p is so near 1 that the bound of the gradient allows it."""
+    g, target = q.upstream.double()[:, None], torch.arange(grad.shape[1]) == q.target[:, None]
+    little = target & (grad.abs() < 1e-5 * g.abs()) & (q.eps == 0)
+    return torch.where(little & (g.abs() > 1), 1.01 * grad, grad)
+
+
+def in_the_logits(grad, q):
+    """The gradient in the memory of the logits."""
+    overwrites_the_logits(grad, q)
+    return q.logits.detach()
+
+
 def overwrites_the_logits(grad, q):
     """As kernels do that keep the gradient in the memory of the logits."""
     with torch.no_grad():
@@ -204,6 +243,47 @@ def writes_past_its_end(grad, q):
         flat = torch.empty(out.numel()).copy_(out.flatten())
         flat.as_strided((1,), (1,), flat.storage_offset() + flat.numel()).fill_(0.0)
     return out
+
+
+def mean_of(total, q):
+    return total / (~q.ignored).sum()
+
+
+def mean_past_a_buffer(total, q):
+    scratch = torch.empty(1)
+    scratch.as_strided((1,), (1,), scratch.storage_offset() + 1).fill_(0.0)
+    return mean_of(total, q)
+
+
+def under_the_mean(change):
+    """A change of the gradient that the mean alone makes."""
+    return lambda grad, q: change(grad, q) if q.mean else grad
+
+
+def with_target(change):
+    """The right loss of a changed target."""
+
+    def kernel(logits, target, **options):
+        return right_loss(logits, change(target, options.get("ignore_index", -100)), **options)
+
+    return kernel
+
+
+def steps_by_1(*wrong):
+    """Losses that read the target, and the upstream gradient, as if contiguous where the stride is one of these."""
+
+    def of_upstream(grad, q):
+        read = as_if_contiguous(q.upstream, wrong)
+        return (bracket_and_loss(q)[0] * read.double()[:, None]).masked_fill(q.ignored[:, None], 0.0)
+
+    return with_target(lambda target, ignored: as_if_contiguous(target, wrong)), loss(of_grad=of_upstream)
+
+
+def raises_without_a_word(logits, target, **options):
+    try:
+        return right_loss(logits, target, **options)
+    except ValueError:
+        raise ValueError from None
 
 
 def out_of_range(q):
@@ -237,3 +317,9 @@ takes_bad_targets = loss(checked=False)
 nan_for_bad_targets = loss(of_loss=nan_loss, of_grad=nan_gradient, checked=False)
 nan_loss_for_bad_targets = loss(of_loss=nan_loss, checked=False)
 nan_for_bad_targets_and_the_others_off = loss(of_loss=nan_loss, of_grad=nan_gradient_and_the_others_off, checked=False)
+narrows_targets = with_target(lambda target, ignored: narrowed(target))
+always_ignores_minus_100 = with_target(lambda target, ignored: target.masked_fill(target == -100, ignored))
+target_wrong_if_strided, upstream_wrong_if_strided = steps_by_1(2)
+target_wrong_if_expanded, upstream_wrong_if_expanded = steps_by_1(0)
+in_place_loss = loss(of_grad=in_the_logits)
+in_place_loss_wrong_under_the_mean = loss(of_grad=lambda grad, q: in_the_logits(grad * (1.01 if q.mean else 1.0), q))

@@ -31,9 +31,15 @@ CAUGHT = [
     ("bad_targets", LOGPROB, losses.reads_the_label_modulo_v),
     ("bad_targets", LOGPROB, losses.reads_the_next_row),
     ("bad_targets", LOSS, losses.takes_bad_targets),
+    ("bad_targets", LOGPROB, losses.takes_labels_for_32_bits),
+    ("bad_targets", LOSS, losses.narrows_targets),
+    ("bad_targets", LOSS, losses.always_ignores_minus_100),
+    ("bad_targets", LOSS, losses.raises_without_a_word),
     ("determinism", SOFTMAX, planted.shaky),
     ("determinism", LOSS, loss(of_grad=lambda grad, q: grad * next(planted.SHAKE))),
+    ("determinism", LOSS, loss(of_mean=lambda total, q: losses.mean_of(total, q) * next(planted.SHAKE))),
     ("finite_differences", LOSS, losses.gradient_without_softcap),
+    ("finite_differences", LOSS, loss(of_grad=losses.smoothed_over_all)),
     ("finiteness", SOFTMAX, planted.overflows),
     ("finiteness", LSE, lambda x: x.float().exp().sum(-1).log()),
     ("finiteness", LOSS, loss(of_grad=lambda grad, q: grad / (q.upstream != 0)[:, None])),
@@ -45,6 +51,11 @@ CAUGHT = [
     ("isolation", LOSS, loss(of_grad=lambda grad, q: grad + 0.0 * q.logits.sum())),
     ("layout", SOFTMAX, planted.ignores_strides),
     ("layout", LSE, lambda x: lse(x.as_strided(x.shape, (x.shape[1], 1)))),
+    ("layout", LOGPROB, losses.steps_by_1_through_labels),
+    ("layout", LOSS, losses.target_wrong_if_strided),
+    ("layout", LOSS, losses.target_wrong_if_expanded),
+    ("layout", LOSS, losses.upstream_wrong_if_strided),
+    ("layout", LOSS, losses.upstream_wrong_if_expanded),
     ("masking", SOFTMAX, planted.clamps_from_below),
     ("masking", LSE, lambda x: lse(x.clamp(min=-1e4))),
     ("masking", LOGPROB, with_entropy(lambda values, x: values + 1e-3 * (x == -inf).any(-1))),
@@ -52,6 +63,8 @@ CAUGHT = [
     ("memory", LOSS, loss(of_grad=losses.overwrites_the_logits)),
     ("memory", LOSS, loss(of_grad=losses.forgets_its_last_column)),
     ("memory", LOSS, loss(of_grad=losses.writes_past_its_end)),
+    ("memory", LOSS, loss(of_mean=losses.mean_past_a_buffer)),
+    ("memory", LOSS, loss(of_grad=losses.under_the_mean(losses.overwrites_the_logits))),
     ("monotone", SOFTMAX, planted.reversed_rows),
     ("normalisation", SOFTMAX, planted.five_percent_too_much),
     ("permutation", SOFTMAX, planted.weighs_the_first_column_twice),
@@ -126,6 +139,24 @@ def test_in_place_catches_a_form_that_works_twice_on_its_buffer():
 
 def test_in_place_catches_a_form_that_returns_another_tensor():
     assert "another tensor" in finding_of(trial(right, "in_place", in_place=right)).detail
+
+
+def test_in_place_catches_a_form_of_a_loss_that_is_wrong_under_the_mean_only():
+    put = {"law": "in_place", "operation": LOSS}
+    assert finding_of(trial(losses.right_loss, **put, in_place=losses.in_place_loss)) is None
+    assert finding_of(trial(losses.right_loss, **put, in_place=losses.in_place_loss_wrong_under_the_mean)) is not None
+
+
+@pytest.mark.parametrize("law", ["accuracy", "gradients"])
+def test_gradients_catches_what_is_not_linear_though_it_is_within_the_bound(law):
+    made = recipe_of(LOSS, [12.0, 0.0], inputs={"target": 0, "upstream": 1.0})
+    examined = trial(loss(of_grad=losses.one_percent_of_little), law, operation=LOSS)
+    outcome = examined.examine(made)
+    if law == "accuracy":  # for one upstream gradient as for twice that
+        assert outcome.ok
+        assert examined.examine(recipe_of(LOSS, [12.0, 0.0], inputs={"target": 0, "upstream": 2.0})).ok
+    else:
+        assert outcome.witness().what == "twice the upstream gradient with twice the gradient"
 
 
 def test_routes_catches_the_one_path_that_is_wrong_and_names_it():
