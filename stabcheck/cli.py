@@ -83,7 +83,12 @@ def mutants(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="softmax, or engine: how many examples a second the toolkit itself does.")] = "softmax",
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="softmax, logsumexp, token_logprob, cross_entropy; or engine: how many examples a second the toolkit itself does."
+        ),
+    ] = "softmax",
     out: Annotated[Path | None, typer.Option(help="Directory for the JSON and Markdown tables.")] = None,
     peers: Annotated[list[str] | None, typer.Option(help="Only these peers, e.g. --peers 'torch eager'.")] = None,
 ) -> None:
