@@ -124,7 +124,8 @@ def _test(trial: Trial, profile: str | None) -> Callable[[], None]:
 
         def fixed() -> None:
             vocab = min(trial.kernel.max_vocab or BIG_VOCAB, BIG_VOCAB)
-            trial(Recipe(trial.kernel.operation, trial.dtype, vocab, (Row(Background("bell", (0.0, 5.0))),)))
+            options = tuple((name, values[0]) for name, values in trial.kernel.options.items())
+            trial(Recipe(trial.kernel.operation, trial.dtype, vocab, (Row(Background("bell", (0.0, 5.0))),), options=options))
 
         return fixed
 

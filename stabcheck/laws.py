@@ -63,8 +63,11 @@ class Law:
         return None
 
     def applies(self, kernel: Kernel) -> bool:
-        """Whether the law says anything about the kernel's operation."""
-        return self.traits <= set(operation(kernel.operation).traits)
+        """Whether the law says anything about the kernel: its operation has the traits, and the kernel the defaults they need."""
+        op = operation(kernel.operation)
+        if not self.traits <= set(op.traits):
+            return False
+        return all(op.option(name).default in kernel.options.get(name, op.option(name).values) for name in self.fixed_options(kernel))
 
     def comparisons(self, case: Case) -> Iterator[Comparison]:
         """The check's comparisons, one by one."""

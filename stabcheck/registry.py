@@ -42,7 +42,7 @@ class Kernel:
 
     `function` takes the operation's inputs by position, its options by keyword, and returns new outputs. `in_place`, if given, has the
     same signature and overwrites the logits with the output of their shape. `routes` names every code path a dispatcher may take.
-    `options` limits an option to the values the kernel supports, e.g. {"softcap": (0.0,)}.
+    `options` replaces the values drawn for an option by those the kernel supports, e.g. {"softcap": (0.0,)}, or (50.0,).
     """
 
     name: str
@@ -136,9 +136,12 @@ def _check_declared(made: Kernel) -> None:
     for policy, answer in made.policies.items():
         _check(answer in known.get(policy, ()), f"unknown policy {policy}={answer!r}; {made.operation} has {dict(known)}")
     for name, values in made.options.items():
-        fits = isinstance(values, tuple | list) and set(values) <= set(pools.get(name, ()))
-        _check(fits, f"options are {name}={values!r}; name some of the values that are drawn: {pools}")
-        _check(pools[name][0] in values, f"options are {name}={values!r}; the default {pools[name][0]!r} must be among them")
+        _check(name in pools, f"unknown option {name!r}; {made.operation} has {', '.join(pools) or 'none'}")
+        kind = type(pools[name][0])
+        fits = isinstance(values, tuple | list) and bool(values) and all(type(v) is kind for v in values)
+        _check(fits, f"options are {name}={values!r}; pass the values it supports, of type {kind.__name__}, e.g. {pools[name]}")
+        closed = of.option(name).choices
+        _check(not closed or pools[name][0] in values, f"options are {name}={values!r}; laws on rows need {pools[name][0]!r} among them")
     _check(made.error_model in of.error_models, f"unknown error_model {made.error_model!r}; use one of {', '.join(of.error_models)}")
     _check(made.output in ("input", "fp32", None), f"unknown output {made.output!r}; use 'input' or 'fp32'")
     for field_name in ("tile", "lanes", "max_vocab"):

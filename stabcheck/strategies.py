@@ -56,9 +56,8 @@ def space_for(
     """The space of a kernel: what it supports, within the limits of the device, with some options kept at their defaults."""
     op = find_operation(kernel.operation)
     policies = op.default_policies() | dict(kernel.policies)
-    free = [o for o in op.options if o.name not in fixed_options]
-    pools = ((o.name, tuple(v for v in o.values if v in kernel.options.get(o.name, o.values))) for o in free)
-    options = tuple((name, weighted(values)) for name, values in pools if len(values) > 1)
+    pools = {o.name: tuple(kernel.options.get(o.name, o.values)) for o in op.options if o.name not in fixed_options}
+    options = tuple((name, weighted(values)) for name, values in pools.items() if values != (op.option(name).default,))
     vocab = min(max_vocab, kernel.max_vocab or max_vocab)
     return Space(
         kernel.operation, dtype, max_rows, max_elements, vocab, tuple(kernel.blocks), kernel.strides, tuple(policies.items()), options
@@ -91,7 +90,8 @@ class _Tables:
     def __init__(self, space: Space) -> None:
         self.space = space
         fmt, policies = by_name(space.dtype), dict(space.policies)
-        self.inputs = find_operation(space.operation).inputs
+        op = find_operation(space.operation)
+        self.inputs, self.defaults = op.inputs, {option.name: option.default for option in op.options}
         self.pools = {spec.name: spec.drawn(policies) for spec in self.inputs}
         self.fans = FANS if any(spec.ladder for spec in self.inputs) else tuple(fan for fan in FANS if fan != "ladder")
         self.vocabs = vocab_sizes(space)
@@ -116,7 +116,7 @@ class _Tables:
             fan=_pick(self.fans, header[2]) if siblings > 1 else FANS[0],
             seed=header[4] * 256 + header[5],
             layout=_pick(self.layouts, header[3]),
-            options=tuple((name, v) for (name, pool), c in zip(options, constants, strict=False) if (v := _pick(pool, c)) != pool[0]),
+            options=tuple((n, v) for (n, pool), c in zip(options, constants, strict=False) if (v := _pick(pool, c)) != self.defaults[n]),
         )
 
     def row(self, choices: bytes, vocab: int) -> Row:
@@ -137,7 +137,7 @@ class _Tables:
 
 
 def weighted(values: tuple[T, ...]) -> tuple[T, ...]:
-    """The default, which comes first, a little more often than all the others together: most faults need few options at once."""
+    """The first, usually the default, a little more often than all the others together: most faults need few options at once."""
     return (values[0],) * (len(values) - 1) + values
 
 

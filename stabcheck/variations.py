@@ -107,9 +107,9 @@ FAR = 1e6  # logits beyond it lose too much of a step to the rounding of fp64
 def difference_quotient(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(columns [R, k], upstream·(loss(x + h e_j) − loss(x − h e_j))/2h of the fp64 loss, how far off it may be, where it says nothing).
 
-    Third derivatives of the loss: of log Σ exp at most 0.1, of its square at most 1.5 + 0.2·|lse|; through y = c·tanh(x/c), c ≥ 1, whose
-    own are at most 0.77 and 2, no more than 3 (1 + ζ(6 + 4|lse|)) in all. Each loss is rounded at 2^-50 of it, or of c, and x ± h at
-    2^-52 |x|.
+    Third derivatives of the loss: of log Σ exp at most 0.1, of its square at most 1.5 + 0.2·|lse|; through y = c·tanh(x/c), whose own are
+    at most 0.77/c and 2/c², no more than 3 (1 + ζ(6 + 4|lse|)) in all, and 1/c² times that for c < 1. Each loss is rounded at 2^-50 of
+    it, or of c, and x ± h at 2^-52 |x|.
     """
     batch, loss = case.batch, case.expected["loss"].value.abs()[:, None]
     x, vocab = batch.logits.double(), case.recipe.vocab
@@ -127,7 +127,7 @@ def difference_quotient(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.T
         quotients.append((ends[0][1] - ends[1][1]) / (ends[0][0] - ends[1][0]))
     quotient = torch.stack(quotients, 1)
     zeta, cap = float(batch.options.get("lse_square_scale", 0.0)), float(batch.options.get("softcap", 0.0))
-    curvature = 3 * (1 + zeta * (6 + 4 * torch.logsumexp(x, -1, keepdim=True).abs()))
+    curvature = 3 * (1 + zeta * (6 + 4 * torch.logsumexp(x, -1, keepdim=True).abs())) * (max(1.0, cap**-2) if cap else 1.0)
     moving = x.gather(1, columns).abs().nan_to_num(0.0, 0.0, 0.0)
     slack = curvature * STEP**2 / 6 + 2.0**-50 * (loss + cap) / STEP + 2.0**-50 * moving
     upstream = batch.inputs["upstream"].double()[:, None]

@@ -101,3 +101,33 @@ def test_every_public_name_can_be_imported(name):
 def test_a_name_that_is_not_there_is_told_with_those_that_are():
     with pytest.raises(AttributeError, match=r"no attribute 'sweet'; it has .*suite"):
         _ = stabcheck.sweet
+
+
+# ---- options
+
+
+def capped(logits, target, **options):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"softcup": (0.0,)}, "unknown option 'softcup'"),
+        ({"softcap": ()}, "pass the values it supports"),
+        ({"softcap": (50,)}, "of type float"),
+        ({"reduction": ("mean",)}, "laws on rows need 'none'"),
+    ],
+)
+def test_options_no_kernel_can_have_are_told(options, told):
+    with pytest.raises(UsageError, match=told):
+        make_kernel("cross_entropy", capped, options=options)
+
+
+def test_a_kernel_with_a_softcap_of_its_own_is_spared_the_laws_a_softcap_breaks():
+    from stabcheck.laws import all_laws
+
+    kernel = make_kernel("cross_entropy", capped, options={"softcap": (50.0,)})
+    spared = {law.name for law in all_laws().values() if not law.applies(kernel)}
+    assert {"masking", "shift_invariance"} <= spared
+    assert not spared & {"accuracy", "gradients", "reductions", "bad_targets"}

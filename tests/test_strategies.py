@@ -188,8 +188,9 @@ def test_a_default_is_drawn_a_little_more_often_than_all_the_rest(values):
         ({"softcap": (0.0,)}, {name: ALL[name] for name in ALL if name != "softcap"}),
         ({"softcap": [0.0, 30.0]}, ALL | {"softcap": {30.0}}),
         ({name: operation(LOSS).option(name).values[:1] for name in ALL}, {}),
+        ({"softcap": (50.0,)}, ALL | {"softcap": {50.0}}),
     ],
-    ids=["not at all", "one value", "none"],
+    ids=["not at all", "one value", "none", "a value of its own"],
 )
 def test_what_a_kernel_does_not_support_is_not_drawn(supported, left):
     assert options_of(kernel(right_loss, LOSS, options=supported)) == left
