@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from stabcheck.kernels.online_device import columns_of_tile, exp, finite, load_logits, max_of_lanes, row_of, sum_of_lanes
+from stabcheck.kernels.online_device import columns_of_tile, exp, finite, load_logits, max_of_lanes, row_of, span_of, sum_of_lanes
 
 _jit = triton.jit(do_not_specialize=["vocab", "splits", "x_row"])
 
@@ -23,10 +23,7 @@ def sums(
     if ALIGNED:
         vocab = vocab // 16 * 16
     program = tl.program_id(0)
-    row, first, last = program, 0, vocab
-    if SPAN:
-        row, first = program // splits, program % splits * SPAN
-        last = first + tl.minimum(SPAN, vocab - first)
+    row, first, last = span_of(program, vocab, splits, SPAN)
     x = row_of(x, row, x_row, ALIGNED)
     tile = columns_of_tile(LANES, STEPS, WIDTH)
     m = tl.full([LANES], float("-inf"), tl.float32)

@@ -58,6 +58,16 @@ def max_of_lanes(x):
 
 
 @triton.jit
+def span_of(program, vocab, splits, SPAN: tl.constexpr):
+    """(row, first column, last column + 1) of a program: one of `splits` spans of a row, or all of its row if SPAN is 0."""
+    row, first, last = program, 0, vocab
+    if SPAN:
+        row, first = program // splits, program % splits * SPAN
+        last = first + tl.minimum(SPAN, vocab - first)
+    return row, first, last
+
+
+@triton.jit
 def sum_of_lanes(x):
     return tl.sum(tl.sum(x, 2), 1)
 

@@ -22,6 +22,7 @@ from stabcheck.kernels.online_device import (
     log2_scale,
     max_of_lanes,
     row_of,
+    span_of,
     sum_of_lanes,
 )
 
@@ -75,10 +76,7 @@ def sums(
     if ALIGNED:
         vocab = vocab // 16 * 16
     program = tl.program_id(0)
-    row, first, last = program, 0, vocab
-    if SPAN:
-        row, first = program // splits, program % splits * SPAN
-        last = first + tl.minimum(SPAN, vocab - first)
+    row, first, last = span_of(program, vocab, splits, SPAN)
     label = tl.load(labels + row.to(tl.int64) * labels_step)
     if TRAP:
         tl.device_assert((label >= 0) & (label < vocab), "a label is outside [0, vocab)")

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
-from planted import finding_of, inf, nan, recipe_of, trial
-from planted_losses import LOSS, loss, right_loss, unshifted_loss
+from planted import inf, nan, recipe_of, trial
+from planted_losses import LOSS, loss
 
 from stabcheck.batches import Batch
 from stabcheck.bounds import Contract, summation_error
@@ -123,7 +123,7 @@ def by_torch(batch, reduction="none", **options):
     return value.detach(), x.grad
 
 
-def agrees(got, expected):
+def assert_agrees(got, expected):
     torch.testing.assert_close(expected.value, got, rtol=1e-12, atol=1e-14, equal_nan=True)
 
 
@@ -134,7 +134,7 @@ def agrees(got, expected):
 def test_it_is_torchs_own_where_torch_has_it(options, reduction):
     batch = batch_of(bell(), targets(vocab=5), torch.linspace(-2, 2, 20), reduction=reduction, **options)
     for value, expected in zip(by_torch(batch, reduction, **options), expect(batch).values(), strict=True):
-        agrees(value, expected)
+        assert_agrees(value, expected)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -143,7 +143,7 @@ def test_masked_classes_are_torchs_own_under_its_policy(smoothing):
     x[:, ::3] = -inf
     batch = batch_of(x, torch.arange(20) % 3 + 1, label_smoothing=smoothing)  # some of the targets are masked
     for value, expected in zip(by_torch(batch, label_smoothing=smoothing), expect(batch, masked_smoothing="inf").values(), strict=True):
-        agrees(value, expected)
+        assert_agrees(value, expected)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -154,8 +154,8 @@ def test_the_gradient_is_that_of_autograd(options):
     y = cap * torch.tanh(x / cap) if cap else x
     value = F.cross_entropy(y, batch.inputs["target"], reduction="none", label_smoothing=eps) + zeta * torch.logsumexp(y, -1) ** 2
     value.backward(batch.inputs["upstream"].double())
-    agrees(value.detach(), expect(batch)["loss"])
-    agrees(x.grad, expect(batch)["grad"])
+    assert_agrees(value.detach(), expect(batch)["loss"])
+    assert_agrees(x.grad, expect(batch)["grad"])
 
 
 def test_the_gradient_of_masked_classes_that_take_no_part_is_that_of_autograd():
@@ -166,7 +166,7 @@ def test_the_gradient_of_masked_classes_that_take_no_part_is_that_of_autograd():
     logp = torch.log_softmax(wide, -1)
     smooth = 0.3 / 30 * torch.where(x > -inf, logp, 0.0).sum(-1)
     (-(0.7 * logp[:, 1] + smooth)).sum().backward()
-    agrees(wide.grad.nan_to_num(0.0), expect(batch)["grad"])
+    assert_agrees(wide.grad.nan_to_num(0.0), expect(batch)["grad"])
 
 
 # ---- ignored rows and reductions
@@ -351,81 +351,3 @@ def test_a_narrow_loss_is_given_a_narrow_upstream_and_its_gradient_is_judged_by_
     batch = materialise(made)
     _, got = OPERATION.call(loss(input_dtype=True), *batch.args)
     assert not fails(got, expect(batch, dtype, by_name(dtype))["grad"]).any()  # a GPU's bound, half as wide for bf16
-
-
-# ---- kernels
-
-
-def in_float(logits, target, reduction="mean", **options):
-    """torch's own, with its fault about ignored rows of NaN mended."""
-    index = options.get("ignore_index", -100)
-    x = logits.float().masked_fill((target == index)[:, None], 0.0)
-    return F.cross_entropy(x, target, reduction=reduction, **options)
-
-
-TORCHS = {"options": {"lse_square_scale": (0.0,), "softcap": (0.0,)}, "policies": {"masked_smoothing": "inf"}}
-LAWS_OF_A_LOSS = ("accuracy", "gradients", "finite_differences", "ignored_rows", "masking", "range", "bad_targets")
-
-
-def test_a_mean_may_overflow_where_its_sum_does():
-    made = recipe_of(LOSS, [0.0, -3.4e38], [0.0, -3.4e38], inputs={"target": 1})
-    found = trial(in_float, "reductions", operation=LOSS, **TORCHS).examine(made)
-    assert found.ok, found.witness()
-
-
-@pytest.mark.parametrize("dtype", FORMATS)
-@pytest.mark.parametrize("law", LAWS_OF_A_LOSS)
-def test_torchs_own_is_right_in_fp32(law, dtype):
-    found = finding_of(trial(in_float, law, dtype, LOSS, **TORCHS), examples=100 if dtype == "fp32" else 40)
-    assert found is None, found.text()
-
-
-def test_torchs_own_gives_an_ignored_row_of_nan_a_gradient_of_nan():
-    """A finding, and true: the backward of log_softmax multiplies exp(NaN) with 0."""
-
-    def plain(logits, target, reduction="mean", **options):
-        return F.cross_entropy(logits.float(), target, reduction=reduction, **options)
-
-    found = finding_of(trial(plain, "ignored_rows", operation=LOSS, **TORCHS))
-    assert (found.kind, found.witness.what) == ("non-finite", "grad: ignored rows, every other of them NaN")
-
-
-def test_torchs_own_in_bf16_takes_its_gradient_from_rounded_log_probabilities():
-    """A finding, and true: log_softmax hands its bf16 result to the backward pass, so gradients err by 2^-9·|log p|."""
-
-    def narrow(logits, target, reduction="mean", **options):
-        return F.cross_entropy(logits, target, reduction=reduction, **options)
-
-    found = finding_of(trial(narrow, "gradients", "bf16", LOSS, output="input", **TORCHS))
-    assert found is not None
-
-
-@pytest.mark.parametrize("dtype", FORMATS)
-def test_a_kernel_computed_in_fp64_keeps_the_bounds(dtype):
-    found = finding_of(trial(right_loss, "accuracy", dtype, LOSS), examples=250 if dtype == "fp32" else 100)
-    assert found is None, found.text()
-
-
-FAR = recipe_of(LOSS, [1e5 + 2, 1e5 + 1, 1e5], inputs={"target": 1})
-
-
-def test_a_kernel_that_forms_lse_minus_x_is_unstable_and_told_which_model_to_declare():
-    examined = trial(unshifted_loss, operation=LOSS)
-    outcome = examined.examine(FAR)
-    assert (outcome.witness().kind, outcome.witness().model) == ("unstable", "unshifted")
-    text = " ".join(examined.finding(FAR, outcome).text().split())
-    assert "the loss is formed as lse − x_t, which rounds relative to the logits' common offset" in text
-    assert 'or declare error_model="unshifted"' in text
-    assert trial(unshifted_loss, operation=LOSS, error_model="unshifted").examine(FAR).ok
-
-
-def test_a_kernel_that_forms_lse_minus_x_passes_every_law_once_it_declares_that():
-    for law in ("accuracy", "shift_invariance", "range", "masking", "permutation"):
-        found = finding_of(trial(unshifted_loss, law, operation=LOSS, error_model="unshifted"), examples=60)
-        assert found is None, found.text()
-
-
-def test_with_an_option_that_a_shift_changes_it_is_plainly_wrong():
-    made = FAR.with_(options=(("lse_square_scale", 1e-2),))
-    wrong = loss(of_loss=lambda values, q: values * 1.05)
-    assert trial(wrong, operation=LOSS).examine(made).witness().kind == "wrong"
