@@ -8,6 +8,6 @@ stand-ins for -inf.
 from stabcheck.laws import law
 
 
-@law("every element is within its derived bound of the fp64 reference", weight=12)
+@law("every element is within its derived bound of the fp64 reference", traits=["accurate"], weight=12)
 def test_accuracy(case):
     yield case.against_reference(case.run())

@@ -7,7 +7,7 @@ from stabcheck.laws import law
 from stabcheck.verdicts import ANY_FINITE
 
 
-@law("the output is finite wherever the exact result is, and NaN only where the policy says so")
+@law("the output is finite wherever the exact result is, and NaN only where the policy says so", traits=["accurate", "real"])
 def test_finiteness(case):
     got, exact = case.run(), case.expected
     bounds = {name: e.bound.clamp(min=ANY_FINITE) for name, e in exact.items()}  # infinite where the result may overflow

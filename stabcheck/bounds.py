@@ -10,7 +10,7 @@ N. J. Higham, Accurately computing the log-sum-exp and softmax functions, IMA J.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,11 @@ TINY_T = 2.0**-92
 
 @dataclass(frozen=True)
 class Contract:
-    """What a kernel is held against: formats of the logits and of its output, edge policies, error model, arithmetic of the device."""
+    """What a kernel is held against: formats of the logits and of its output, edge policies, error model, arithmetic of the device.
+
+    noise: (seed [R], position [R], V) -> [R, V] fp64: the exponential variates −log u that the kernel says it draws with, as it realises
+    them up to `noise_error`, relative.
+    """
 
     input: Format
     output: Format
@@ -35,6 +39,8 @@ class Contract:
     error_model: str = "shift_first"
     tile: int = 1024
     lanes: int = 128
+    noise: Callable[..., torch.Tensor] | None = None
+    noise_error: float = 0.0
 
     @property
     def u_out(self) -> float:

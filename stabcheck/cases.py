@@ -53,7 +53,8 @@ class Case:
         kernel, given = self.kernel, by_name(name_of(dtype))
         output = by_name("fp32") if (kernel.output or self.operation.output) == "fp32" else given
         policies = self.operation.default_policies() | dict(kernel.policies)
-        return Contract(given, output, self.device.profile, policies, kernel.error_model, kernel.tile, kernel.lanes)
+        shape = (kernel.tile, kernel.lanes)
+        return Contract(given, output, self.device.profile, policies, kernel.error_model, *shape, kernel.noise, kernel.noise_error)
 
     @cached_property
     def buffers(self) -> list[torch.Tensor]:
@@ -110,14 +111,15 @@ class Case:
         if len(values) != len(outputs):
             raise KernelFault("wrong", f"returned {len(values)} values, not {', '.join(output.name for output in outputs)}")
         for output, value in zip(outputs, values, strict=True):
-            dtype = contract.input.torch if output.dtype == "input" else contract.output.torch
-            if problem := _problem(value, output.shape(batch), dtype, batch.logits):
+            declared = contract.input.torch if output.dtype == "input" else contract.output.torch
+            dtypes = (torch.int64, torch.int32) if output.dtype == "index" else (declared,)
+            if problem := _problem(value, output.shape(batch), dtypes, batch.logits):
                 raise KernelFault("wrong", (f"{output.name}: " if len(outputs) > 1 else "") + problem)
         return {output.name: value for output, value in zip(outputs, values, strict=True)}
 
     def against_reference(self, got: Results, batch: Batch | None = None, what: str = "") -> list[Comparison]:
         """Each output within the derived bound of the fp64 reference."""
-        batch, expected = (self.batch, self.expected) if batch is None or batch is self.batch else (batch, self.expect(batch))
+        batch, expected = (batch or self.batch), self.settled(got, batch)
         support = "row_sum_one" in self.operation.traits
         return [
             Comparison(
@@ -125,12 +127,17 @@ class Case:
                 e.value,
                 e.bound,
                 e.free,
-                explanations=self._explanations(name, got, e, batch),
+                explanations=self._explanations(name, got, batch),
                 what=self.named(name, what),
                 support=support,
             )
             for name, e in expected.items()
         ]
+
+    def settled(self, got: Results, batch: Batch | None = None) -> dict[str, Expected]:
+        """The reference of a batch for a kernel that returned `got`, the sides it took granted where rounding decides."""
+        expected = self.expected if batch is None or batch is self.batch else self.expect(batch)
+        return {name: e.settled(got) for name, e in expected.items()}
 
     def named(self, output: str, what: str) -> str:
         """What was compared, with the output's name where there are several."""
@@ -162,15 +169,15 @@ class Case:
         x = batch.logits.double()
         return batch.with_logits((x - x.amax(-1, keepdim=True)).to(batch.logits.dtype))
 
-    def _explanations(self, name: str, got: Results, expected: Expected, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
+    def _explanations(self, name: str, got: Results, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
         """For each error model looser than the kernel's own: on demand, the elements whose error it explains."""
         models = list(self.operation.error_models)
         looser = models[models.index(self.kernel.error_model) + 1 :]
         if not self.operation.plain(batch.options, self.operation.traits.get("shift_equivariant", ())):
             return {}  # such a row means something else once its maximum is subtracted
-        return {model: lambda model=model: self._explained(model, name, got, expected, batch) for model in looser}  # type: ignore[misc]
+        return {model: lambda model=model: self._explained(model, name, got, batch) for model in looser}  # type: ignore[misc]
 
-    def _explained(self, model: str, name: str, got: Results, expected: Expected, batch: Batch) -> torch.Tensor:
+    def _explained(self, model: str, name: str, got: Results, batch: Batch) -> torch.Tensor:
         """Elements within the bound of a looser error model, in rows that show that model and nothing else.
 
         Such a row is right once the maximum has been subtracted beforehand; and if its outputs sum to one, they do whatever the errors of
@@ -183,23 +190,24 @@ class Case:
         except (KernelFault, UnsupportedInput):
             return torch.zeros_like(values, dtype=torch.bool)
         contract = self.contract_for(batch.logits.dtype)
-        loose = self.operation.reference(batch, replace(contract, error_model=model))[name].bound
-        exact = self.expect(plain)[name]
+        loose = self.operation.reference(batch, replace(contract, error_model=model))[name].settled(got)
+        exact = self.settled(shifted, plain)[name]
         right = (shifted[name].double() - exact.value).abs() <= exact.bound
         right = right.all(-1, keepdim=True) if right.ndim == 2 else right
         if "row_sum_one" in self.operation.traits:
             right = right & ((values.sum(-1, keepdim=True) - 1).abs() <= sum_error(values.shape[1], contract))
-        return ((values - expected.value).abs() <= loose) & right
+        return ((values - loose.value).abs() <= loose.bound) & right
 
 
-def _problem(value: Any, shape: tuple[int, ...], dtype: torch.dtype, logits: torch.Tensor) -> str:
+def _problem(value: Any, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], logits: torch.Tensor) -> str:
     """What is wrong with a returned value, or ""."""
     if not isinstance(value, torch.Tensor):
         return f"returned {type(value).__name__}, not a tensor"
     if value.shape != shape:
         return f"returned shape {list(value.shape)} for logits of shape {list(logits.shape)}, not {list(shape)}"
-    if value.dtype != dtype:
-        return f"returned {value.dtype}, declared {dtype}; declare output='fp32' or output='input' if that is meant"
+    if value.dtype not in dtypes:
+        cure = "return ids as integers" if len(dtypes) > 1 else "declare output='fp32' or output='input' if that is meant"
+        return f"returned {value.dtype}, declared {dtypes[0]}; {cure}"
     if value.device != logits.device:
         return f"returned a tensor on {value.device} for logits on {logits.device}"
     return ""

@@ -99,6 +99,8 @@ def _input(spec: Input, recipe: Recipe, shifts: np.ndarray) -> np.ndarray:
     if spec.column:
         values = np.where(values >= 0, (values - shifts) % recipe.vocab, values)
         return np.where(values == IGNORED, int(dict(recipe.options).get("ignore_index", IGNORED)), values)
+    if spec.counts:
+        return values + np.tile(np.arange(recipe.siblings), len(recipe.rows))
     if spec.ladder and recipe.fan == "ladder":
         steps = np.arange(recipe.siblings) % LADDER_STEPS
         lowered = (values * np.tile(2.0**-steps, len(recipe.rows))).astype(np.float32)

@@ -18,6 +18,7 @@ Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
 
 DTYPES = ("fp32", "bf16", "fp16")
+FUNCTIONS = ("in_place", "pooled", "noise", "stream")  # fields of a kernel that are functions beside the kernel's own
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Kernel:
 
     `function` takes the operation's inputs by position, its options by keyword, and returns new outputs. `in_place`, if given, has the
     same signature and overwrites the logits with the output of their shape. `routes` names every code path a dispatcher may take.
+    `pooled` takes its per-row inputs as pools, [any length], and their places in these, `index` [R] int64, by position at the end.
+    `noise` is the exponential variates a sampler draws with: (seed [R], position [R], V, role=0) -> [R, V] fp64, −log u for uniform u, as
+    the kernel realises them up to `noise_error`, relative; the id drawn maximises z − log noise. `stream` is what feeds a verifier of
+    drafts: (draft_probs [R, K, V], seed [R], position [R]) -> (draft_ids [R, K], coins [R, K + 1]).
     `options` replaces the values drawn for an option by those the kernel supports, e.g. {"softcap": (0.0,)}, or (50.0,).
     """
 
@@ -52,6 +57,10 @@ class Kernel:
     output: str | None = None  # "input": the output has the logits' dtype; "fp32"; None: what the operation says
     in_place: Function | None = None
     routes: Mapping[str, Function] = field(default_factory=dict)
+    pooled: Function | None = None
+    noise: Function | None = None
+    noise_error: float = 0.0
+    stream: Function | None = None
     policies: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     error_model: str = "shift_first"
@@ -155,7 +164,8 @@ def _check_declared(made: Kernel) -> None:
     declared = overwrites is not None and overwrites.dtype == "declared"
     narrow = made.in_place and declared and (made.output or of.output) == "fp32" and made.dtypes != ("fp32",)
     _check(not narrow, "output is 'fp32' with in_place; a result in place has the logits' dtype: register it as a kernel of its own")
-    for role, function in (("in_place", made.in_place), *made.routes.items()):
+    helpers = [(role, getattr(made, role)) for role in FUNCTIONS]
+    for role, function in (*helpers, *made.routes.items()):
         _check(function is None or callable(function), f"{role} is {function!r}, not callable; pass a function")
 
 

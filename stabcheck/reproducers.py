@@ -17,14 +17,15 @@ from stabcheck.findings import Finding
 from stabcheck.laws import all_laws
 from stabcheck.operations import operation
 from stabcheck.recipe import Recipe, from_data, to_data
-from stabcheck.registry import Kernel, make_kernel, target_of
+from stabcheck.registry import FUNCTIONS, Kernel, make_kernel, target_of
 from stabcheck.scripts import script
 from stabcheck.targets import BUILT_IN, function_of, load
 from stabcheck.trial import Trial
 
 SCHEMA = "stabcheck-reproducer/1"
-FIELDS = ("id", "kernel", "target", "operation", "declared", "in_place", "routes", "property", "dtype", "kind")
-DECLARED = ("dtypes", "output", "error_model", "tile", "lanes", "blocks", "max_vocab", "strides", "batch_invariant", "policies", "options")
+FIELDS = ("id", "kernel", "target", "operation", "declared", "functions", "routes", "property", "dtype", "kind")
+DECLARED = ("dtypes", "output", "error_model", "tile", "lanes", "blocks", "max_vocab", "strides", "batch_invariant", "noise_error")
+DECLARED_TABLES = ("policies", "options")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Reproducer:
     property_name: str
     dtype: str
     kind: str
-    in_place: str | None
+    functions: dict[str, str]
     routes: dict[str, str]
     recipe: Recipe
     text: str
@@ -56,8 +57,8 @@ def save(finding: Finding, kernel: Kernel, directory: Path) -> Finding:
         "kernel": kernel.name,
         "target": finding.target,
         "operation": kernel.operation,
-        "declared": {name: _plain(getattr(kernel, name)) for name in DECLARED},
-        "in_place": target_of(kernel.in_place) if kernel.in_place else None,
+        "declared": {name: _plain(getattr(kernel, name)) for name in (*DECLARED, *DECLARED_TABLES)},
+        "functions": {role: target_of(function) for role in FUNCTIONS if (function := getattr(kernel, role))},
         "routes": {name: target_of(function) for name, function in kernel.routes.items()},
         "property": finding.property_name,
         "dtype": finding.dtype,
@@ -85,6 +86,7 @@ def read(path: Path) -> Reproducer:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise UsageError(f"{path} has schema {found!r}; this version reads {SCHEMA!r}: use the stabcheck that wrote it")
     try:
+        data.setdefault("functions", {"in_place": data["in_place"]} if data.get("in_place") else {})  # as version 0.1 wrote it
         fields = {name: data[name] for name in FIELDS}
         if not all(isinstance(fields[name], str) for name in ("id", "kernel", "target", "operation", "property", "dtype", "kind")):
             raise TypeError("text where it should have some: id, kernel, target, operation, property, dtype or kind")
@@ -120,9 +122,8 @@ def kernel_of(reproducer: Reproducer, allowed: Iterable[str]) -> Kernel:
     allowed = list(allowed)
     if len(allowed) == 1 and ":" in allowed[0]:
         return load(allowed, reproducer.operation)[0]
-    for target in (reproducer.target, reproducer.in_place, *reproducer.routes.values()):
-        if target:
-            _check_allowed(reproducer.id, target.partition(":")[0], allowed)
+    for target in (reproducer.target, *reproducer.functions.values(), *reproducer.routes.values()):
+        _check_allowed(reproducer.id, target.partition(":")[0], allowed)
     place, _, name = reproducer.target.partition(":")
     try:
         for kernel in load([place]):
@@ -130,10 +131,10 @@ def kernel_of(reproducer: Reproducer, allowed: Iterable[str]) -> Kernel:
                 return kernel
     except UsageError:
         pass  # nothing registered there: the function itself may do
-    in_place = function_of(reproducer.in_place) if reproducer.in_place else None
+    functions: dict[str, Any] = {role: function_of(target) for role, target in reproducer.functions.items() if role in FUNCTIONS}
     routes = {route: function_of(target) for route, target in reproducer.routes.items()}
     function, declared = function_of(f"{place}:{name}"), reproducer.declared
-    return make_kernel(reproducer.operation, function, name=reproducer.kernel, in_place=in_place, routes=routes, **declared)
+    return make_kernel(reproducer.operation, function, name=reproducer.kernel, routes=routes, **functions, **declared)
 
 
 def _check_allowed(id: str, place: str, allowed: list[str]) -> None:

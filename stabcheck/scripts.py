@@ -152,6 +152,8 @@ def _one_call_shows(finding: Finding, case: Case) -> bool:
         return False
     if finding.property_name == "determinism":
         return True
+    if any(e.given for e in case.expected.values()):
+        return False  # what is right depends on the sides the kernel takes where rounding decides
     try:
         got = run_in_place(case) if finding.property_name == "in_place" else case.run()
     except (KernelFault, UsageError):

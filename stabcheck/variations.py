@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import torch
@@ -84,15 +84,23 @@ def both_bounds(
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """(bounds, free elements) for comparing results of the columns `kept` of one batch with those of another made of these columns.
 
-    Free: rows whose meaning changed (`lost`), and exact results that depend on positions, which the move has changed.
+    Free: rows whose meaning changed (`lost`), what rounding decides, and exact results that depend on positions, as the greedy choice among
+    ties does: there the two references disagree by themselves.
     """
     bounds, free = {}, {}
     for name, e in other.items():
         exact = of_columns({"value": one[name].value, "bound": one[name].bound}, kept)
-        moved = ((e.value - exact["value"]).abs() > 0) & (e.bound == 0)
         bounds[name] = exact["bound"] + e.bound
-        free[name] = moved | per_output(lost[:, None], e.value) | (False if e.free is None else e.free)
+        moved = (e.value - exact["value"]).abs() > bounds[name]
+        undecided = one[name].incomparable
+        undecided = None if undecided is None else of_columns({name: undecided}, kept)[name]
+        free[name] = either(moved | per_output(lost[:, None], e.value), e.incomparable, undecided)
     return bounds, free
+
+
+def either(place: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
+    """Where any of some maps is true; None is true nowhere."""
+    return reduce(torch.logical_or, [other for other in others if other is not None], place)
 
 
 def scaled_input(case: Case, name: str, factor: float) -> Batch:

@@ -24,6 +24,7 @@ class Input:
     values: what is drawn, simple to nasty; the first is the default. Floats travel as fp32, integers as int64.
     column: it names a column: the columns where kernels go wrong are drawn as well, and it moves where its column moves.
     ladder: the fan `ladder` halves it from sibling to sibling.
+    counts: siblings count up from it, one by one.
     under:  further values where a policy has an answer: (policy, answer, values).
     symbol: what findings call it, if that is not its name.
     """
@@ -32,6 +33,7 @@ class Input:
     values: tuple[float | int, ...]
     column: bool = False
     ladder: bool = False
+    counts: bool = False
     under: tuple[str, str, tuple[float | int, ...]] | None = None
     symbol: str = ""
 
@@ -66,7 +68,7 @@ class Option:
 class Output:
     """One output: per element [R, V], or per row [R] ([] under a reduction).
 
-    dtype: "declared": what the kernel declares; "input": the logits'.
+    dtype: "declared": what the kernel declares; "input": the logits'; "index": int64 or int32.
     low, high: its range, where it has one; `high` may depend on V. A limit of 0 is exact, since no rounding changes a sign.
     """
 
@@ -92,12 +94,27 @@ class Expected:
     bound: largest error allowed; 0 where the value is exact, inf where any value but NaN will do.
     free:  elements the policy leaves undefined; nothing is compared there.
     order: on demand, how far an element may stand below one of a smaller logit: what its row shares cancels.
+    apart: elements where rounding decides, and two correct kernels may take different sides; each must still be right by itself.
+    given: what is expected of a kernel that has taken these sides: from all its results.
     """
 
     value: torch.Tensor
     bound: torch.Tensor
     free: torch.Tensor | None = None
     order: Callable[[], torch.Tensor] | None = None
+    apart: torch.Tensor | None = None
+    given: Callable[[Results], Expected] | None = None
+
+    def settled(self, results: Results) -> Expected:
+        """What is expected of a kernel that returned `results`."""
+        return self.given(results) if self.given else self
+
+    @property
+    def incomparable(self) -> torch.Tensor | None:
+        """Elements in which results of two calls say nothing about each other: free or decided by rounding."""
+        if self.free is None or self.apart is None:
+            return self.apart if self.free is None else self.free
+        return self.free | self.apart
 
 
 def call(function: Callable[..., Any], logits: torch.Tensor, *inputs: torch.Tensor, **options: Any) -> Any:

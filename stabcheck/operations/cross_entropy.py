@@ -104,6 +104,8 @@ OPERATION = Operation(
     policies={"bad_target": ("error", "nan"), "masked_smoothing": ("skip", "inf")},
     reference=reference,
     traits={
+        "accurate": (),
+        "real": (),
         "ranges": (),
         "shift_equivariant": ("softcap", "lse_square_scale"),
         "permutation_equivariant": (),

@@ -30,7 +30,7 @@ OPERATION = Operation(
     outputs=(Output("lse", per="row"),),
     policies={},
     reference=reference,
-    traits={"shift_equivariant": (), "permutation_equivariant": (), "masking": ()},
+    traits={"accurate": (), "real": (), "shift_equivariant": (), "permutation_equivariant": (), "masking": ()},
     error_models={
         "shift_first": "",
         "scale_first": "the logits are scaled by log2 e before the maximum is subtracted",

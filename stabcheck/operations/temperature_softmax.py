@@ -78,7 +78,16 @@ OPERATION = Operation(
     outputs=(Output("probs", low=0.0, high=lambda vocab: 1.0),),
     policies={"empty_row": ("nan", "zeros"), "zero_temperature": ("undefined", "greedy")},
     reference=reference,
-    traits={"row_sum_one": (), "ranges": (), "shift_equivariant": (), "permutation_equivariant": (), "monotone": (), "masking": ()},
+    traits={
+        "accurate": (),
+        "real": (),
+        "row_sum_one": (),
+        "ranges": (),
+        "shift_equivariant": (),
+        "permutation_equivariant": (),
+        "monotone": (),
+        "masking": (),
+    },
     error_models={
         "shift_first": "",
         "scale_first": "the kernel loses accuracy as |x|/T grows. Subtract the maximum before dividing by T",

@@ -95,7 +95,7 @@ OPERATION = Operation(
     outputs=(Output("logprob", per="row", high=lambda vocab: 0.0), Output("entropy", per="row", low=0.0, high=math.log)),
     policies={"bad_target": ("error", "nan")},
     reference=reference,
-    traits={"ranges": (), "shift_equivariant": (), "permutation_equivariant": (), "masking": (), "targets": ()},
+    traits={"accurate": (), "real": (), "ranges": (), "shift_equivariant": (), "permutation_equivariant": (), "masking": (), "targets": ()},
     error_models={
         "shift_first": "",
         "unshifted": "the log-probability is formed as lse − x/T, which rounds relative to the logits. Form (x − m)/T − log d",

@@ -1,0 +1,244 @@
+"""Filters of a sampler: which tokens top-k, top-p and min-p keep, exactly, and where rounding may decide either way.
+
+Sorted by logit, the largest first, each filter keeps a prefix of the row, so what is kept is a count n, and the oracle is a pair of counts:
+
+    top-k   n = k; compared on the logits themselves, so exact
+    top-p   token j is kept iff the mass before it, C_j = Σ_{i<j} e_i / Σ_{i<b} e_i, is below p; b is the base, e_i = exp(z_i)
+    min-p   token j is kept iff e_j ≥ min_p, i.e. z_j ≥ log min_p
+
+C_j and e_j have an error in any kernel, so n lies in [least, most]: tokens before `least` must be kept, those from `most` on must be
+dropped. Where the two are equal the input decides. A kernel's own n is read off its result, and everything else follows from it.
+
+A filter that is off (k ≤ 0 or k ≥ V, p ≥ 1, min_p ≤ 0) has no rounding to decide: it must keep everything. The first token is always kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from stabcheck.batches import Batch
+from stabcheck.bounds import Contract, log_error, quotient_error, rounded, summation_error
+from stabcheck.devices import FLUSH, U
+from stabcheck.operations.base import Input
+from stabcheck.operations.parts import shift
+from stabcheck.operations.temperature_softmax import TEMPERATURES
+
+FILTERS = 3  # each may renormalise what it leaves
+
+# Policies of the filters, the default first.
+ORDERS = ("top_k, top_p, min_p", "top_k & top_p, min_p", "min_p, top_k, top_p")  # "&": joint, top-p on the mass of the whole row
+TIES = ("lowest_id", "keep_all")  # of the k-th value
+NUCLEUS_TIES = ("lowest_id", "any_id", "keep_all")  # of the value that crosses p
+CROSSING = ("kept", "dropped")  # the token that crosses p
+FILTER_POLICIES = {"order": ORDERS, "top_k_ties": TIES, "top_p_ties": NUCLEUS_TIES, "crossing": CROSSING}
+
+FILTER_PRESETS: Mapping[str, Mapping[str, str]] = {
+    "hf": {"order": ORDERS[0], "top_k_ties": "keep_all", "top_p_ties": "any_id", "crossing": "kept"},
+    "vllm": {"order": ORDERS[2], "top_k_ties": "keep_all", "top_p_ties": "any_id", "crossing": "kept"},
+    "flashinfer": {"order": ORDERS[0], "top_k_ties": "keep_all", "top_p_ties": "keep_all", "crossing": "kept"},
+    "flashinfer_joint": {"order": ORDERS[1], "top_k_ties": "keep_all", "top_p_ties": "keep_all", "crossing": "kept"},
+}
+"""What libraries do, as policies: transformers' logits warpers; vLLM's sampler, which applies min-p first and then sorts; FlashInfer's
+pivots, in sequence (filter_apply_order="top_k_first") or joint."""
+
+MERGED = "tokens are compared after a rounding that merges neighbours, of x/T or of probabilities. Compare the logits themselves"
+FILTER_ERRORS = {"shift_first": "", "scale_first": MERGED}
+
+FILTER_INPUTS = (
+    Input("temperature", TEMPERATURES, ladder=True, under=("zero_temperature", "greedy", (0.0,) * 3), symbol="T"),
+    Input("top_k", (0, 1, 2, 3, 5, 50, 64, 65, 127, 128, 129, 1000, 5000, -1, 2**40)),
+    Input("top_p", (1.0, 0.9, 0.5, 0.1, 0.7, 0.82, 0.95, 0.999, 1 - 2.0**-24, 0.3, 1e-3, 1e-6, 2.0**-149, 0.0)),
+    Input("min_p", (0.0, 0.1, 0.05, 0.5, 0.3, 1e-3, 1e-6, 1e-20, 1e-37, 2.0**-149, 1.0)),
+)
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """Rows sorted by logit, largest first, lowest id first among equals; [R, V] fp64 unless said otherwise.
+
+    order: [R, V] int64, the id at each place. x, z, e, kappa: logit, exponent, exponential and its error, at each place.
+    ends: [R, V] int64, the number of tokens whose logit is at least that of the place.
+    of_sum: relative error of a sum beyond that of its terms.
+    """
+
+    order: torch.Tensor
+    x: torch.Tensor
+    z: torch.Tensor
+    e: torch.Tensor
+    kappa: torch.Tensor
+    ends: torch.Tensor
+    of_sum: float
+
+    @cached_property
+    def places(self) -> torch.Tensor:
+        return torch.arange(self.x.shape[1], device=self.x.device).expand_as(self.x)
+
+    @cached_property
+    def mass(self) -> torch.Tensor:
+        """Σ e over the first 1, 2, … places."""
+        return self.e.cumsum(-1)
+
+    @cached_property
+    def error(self) -> torch.Tensor:
+        """Σ e·κ over the first 1, 2, … places."""
+        return (self.e * self.kappa).cumsum(-1)
+
+    def total(self, running: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+        """[R, 1] a running sum over the first n [R] ≥ 1 places."""
+        return running.gather(1, n[:, None] - 1)
+
+    def end_of_ties(self, n: torch.Tensor) -> torch.Tensor:
+        """[R] n, moved behind the last token that ties with place n − 1."""
+        return self.ends.gather(1, n[:, None] - 1)[:, 0].clamp(min=1)
+
+    def to_columns(self, values: torch.Tensor) -> torch.Tensor:
+        """Values by place as values by id."""
+        return torch.empty_like(values).scatter_(1, self.order, values)
+
+
+def sorted_rows(batch: Batch, contract: Contract) -> Sorted:
+    """The rows of a batch in the order in which filters keep them. Rows of T = 0 are sorted as if T were 1."""
+    x = batch.logits.float() + 0.0  # fp32 holds every format; −0 and +0 are ties
+    t = batch.inputs["temperature"].double()[:, None]
+    parts = shift(x.double(), contract, t=torch.where(t == 0, 1.0, t), smallest_t=batch.smallest("temperature"))
+    values, order = x.sort(stable=True, dim=-1, descending=True)
+    flipped = (-values).contiguous()
+    ends = torch.searchsorted(flipped, flipped, right=True)
+    z, kappa = parts.z.gather(1, order), parts.kappa.gather(1, order)
+    return Sorted(order, values.double(), z, z.exp(), kappa, ends, summation_error(x.shape[1], contract))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many places are kept: `least` to `most`, [R] int64."""
+
+    least: torch.Tensor
+    most: torch.Tensor
+
+    def __and__(self, other: Counts) -> Counts:
+        return Counts(torch.minimum(self.least, other.least), torch.minimum(self.most, other.most))
+
+    @property
+    def undecided(self) -> torch.Tensor:
+        """[R, 1] bool: rows in which rounding decides what is kept."""
+        return (self.least != self.most)[:, None]
+
+
+def kept_counts(rows: Sorted, batch: Batch, contract: Contract) -> Counts:
+    """What the filters of each row keep, under the contract's policies."""
+    policy, vocab = contract.policies, rows.x.shape[1]
+    everything = torch.full_like(batch.inputs["top_k"], vocab)
+    whole = Counts(everything, everything)
+    k, min_p = _top_k(rows, batch.inputs["top_k"], policy), _min_p(rows, batch.inputs["min_p"].double(), contract)
+    base = {ORDERS[0]: k, ORDERS[1]: whole, ORDERS[2]: k & min_p}[policy["order"]]
+    nucleus = _top_p(rows, batch.inputs["top_p"].double(), base, contract)
+    return _greedy(k & nucleus & min_p, batch, contract)
+
+
+def _top_k(rows: Sorted, k: torch.Tensor, policy: Mapping[str, str]) -> Counts:
+    vocab = rows.x.shape[1]
+    n = torch.where((k <= 0) | (k >= vocab), vocab, k)
+    n = rows.end_of_ties(n) if policy["top_k_ties"] == "keep_all" else n
+    return Counts(n, n)
+
+
+def _top_p(rows: Sorted, p: torch.Tensor, base: Counts, contract: Contract) -> Counts:
+    """Places whose mass before them is below p for certain, or possibly.
+
+    Mass before place j: the sum of j exponentials over the sum of the base, one division; or their comparison with p times that sum, one
+    product. The errors of exponentials average with their weights. `crossing = dropped` looks at the mass including place j.
+    """
+    including = contract.policies["crossing"] == "dropped"
+    before = rows.mass if including else rows.mass - rows.e
+    error = rows.error if including else rows.error - rows.e * rows.kappa
+    sides = []
+    for n, sign in ((base.least, 1.0), (base.most, -1.0)):
+        mass = rows.total(rows.mass, n)
+        share = before / mass
+        relative = torch.where(before > 0, error / before, 0.0) + rows.total(rows.error, n) / mass
+        slack = share * torch.expm1(relative + 2 * rows.of_sum + FILTERS * quotient_error(contract)) + 2 * U * p[:, None]
+        inside = (share + sign * slack <= p[:, None]) if including else (share + sign * slack < p[:, None])
+        sides.append(_last(inside & (rows.places < n[:, None]), rows, contract.policies["top_p_ties"]))
+    off = p >= 1
+    return Counts(torch.where(off, base.least, sides[0]), torch.where(off, base.most, sides[1]))
+
+
+def _min_p(rows: Sorted, min_p: torch.Tensor, contract: Contract) -> Counts:
+    """exp(z), or a quotient of two probabilities, against min_p, or z against its logarithm; exp(z) = 1 exactly at the maximum."""
+    floor = min_p.log()[:, None]
+    slack = rows.kappa + (contract.profile.exp + 2 * contract.profile.divide + 3) * U + log_error(floor, contract)
+    slack = slack + torch.where(min_p < FLUSH, torch.inf, 0.0)[:, None] * (rows.z < 0)  # a subnormal min_p may be flushed to 0
+    ties = "keep_all"
+    least = _last((rows.z - slack > floor) | (rows.z == 0), rows, ties)
+    most = _last((rows.z + slack >= floor) | (rows.z == 0), rows, ties)
+    off = min_p <= 0
+    return Counts(torch.where(off, rows.x.shape[1], least), torch.where(off, rows.x.shape[1], most))
+
+
+def _last(inside: torch.Tensor, rows: Sorted, ties: str) -> torch.Tensor:
+    """[R] the number of places up to the last one inside, at least one."""
+    n = (inside * (rows.places + 1)).amax(-1).clamp(min=1)
+    return rows.end_of_ties(n) if ties == "keep_all" else n
+
+
+def _greedy(counts: Counts, batch: Batch, contract: Contract) -> Counts:
+    """T = 0 keeps the first token alone."""
+    if contract.policies.get("zero_temperature", "greedy") != "greedy":
+        return counts
+    zero = batch.inputs["temperature"] == 0
+    return Counts(torch.where(zero, 1, counts.least), torch.where(zero, 1, counts.most))
+
+
+def with_kept_first(rows: Sorted, kept: torch.Tensor, counts: Counts, contract: Contract) -> Sorted:
+    """The rows with tokens that nothing tells apart at the boundary re-sorted: those in `kept` [R, V] (by id) first.
+
+    Ties of the value that crosses p under the policy any_id; and under scale_first, whose kernels compare x/T or probabilities after a
+    rounding, tokens whose exponents differ by no more than their errors: 2κ, and 4u for the rounding of two probabilities.
+    """
+    if contract.policies["top_p_ties"] != "any_id" and contract.error_model == "shift_first":
+        return rows
+    level = rows.places.double()
+    for n in (counts.least, counts.most):
+        edge, error = rows.total(rows.z, n), rows.total(rows.kappa, n)
+        reach = 0.0 if contract.error_model == "shift_first" else rows.kappa + error + 4 * U
+        level = torch.where((rows.z - edge).abs() <= reach, (n - 1).double()[:, None], level)
+    level = level - 0.5 * kept.gather(1, rows.order)  # places are whole numbers
+    again = level.sort(stable=True, dim=-1).indices
+    moved = {name: getattr(rows, name).gather(1, again) for name in ("order", "x", "z", "e", "kappa")}
+    return replace(rows, **moved)
+
+
+def probabilities(rows: Sorted, n: torch.Tensor, contract: Contract) -> tuple[torch.Tensor, torch.Tensor]:
+    """(probabilities renormalised over the first n [R] places, their bounds), by id; exactly 0 beyond.
+
+    rel_i = expm1(κ_i + Σ_j p_j κ_j + 2·summation + 3·quotient): each filter may divide by a sum of what it leaves.
+    """
+    mass, dropped = rows.total(rows.mass, n), (rows.places >= n[:, None]) | (rows.x == -torch.inf)
+    p = rows.e / mass
+    shared = rows.total(rows.error, n) / mass + 2 * rows.of_sum + FILTERS * quotient_error(contract)
+    bound = rounded(p, torch.expm1(rows.kappa + shared), contract)
+    return rows.to_columns(p.masked_fill(dropped, 0.0)), rows.to_columns(bound.masked_fill(dropped, 0.0))
+
+
+def undefined(batch: Batch, rows: Sorted, counts: Counts, contract: Contract) -> torch.Tensor:
+    """[R, 1] bool: rows whose filters say nothing: NaN or +inf among the logits, T < 0 or NaN, T = 0 where that is undefined, or a boundary
+    among different subnormal logits, which hardware that flushes its inputs sees as ties."""
+    t = batch.inputs["temperature"]
+    ordinary = (batch.logits < torch.inf).all(-1) & (t >= 0)
+    if contract.policies.get("zero_temperature", "greedy") != "greedy":
+        ordinary &= t > 0
+    small = rows.x.abs() < FLUSH
+    distinct = rows.x.masked_fill(~small, -1.0).amax(-1) > rows.x.masked_fill(~small, 1.0).amin(-1)
+    edges = [rows.total(rows.x, n)[:, 0].abs() < FLUSH for n in (counts.least, counts.most)]
+    cut = counts.least < rows.x.shape[1]
+    return (~ordinary | (distinct & cut & (edges[0] | edges[1])))[:, None]
+
+
+def policies(**more: Any) -> dict[str, tuple[str, ...]]:
+    """The policies of an operation with filters."""
+    return {**FILTER_POLICIES, **more}

@@ -1,0 +1,112 @@
+"""One token per row, drawn from the probabilities after temperature, top-k, top-p and min-p.
+
+input                               shape  dtype             meaning
+logits, temperature, …, min_p       as in `filtered_probs`; T = 0 is the argmax, lowest id
+seed, position                      [R]    int64             what the draw depends on, besides the row and its parameters
+ids                                 [R]    int64 or int32    the token drawn
+
+A kernel may declare the exponential variates E_i = −log u_i that it draws with (`stabcheck.Kernel.noise`). Then the draw is no matter of
+chance: the id must maximise z_i − log E_i over what is kept (Gumbel-max; Yellott, J. Math. Psych. 15, 1977; as an exponential race,
+exp(z_i)/E_i), up to the errors of the two scores. Without it any kept id will do here, and the laws on many draws tell the distribution.
+A row with NaN or +inf, or all -inf, may give any id in [0, V). Kernels: TokenSpeed #280, vLLM's Gumbel sampler, FlashInfer's samplers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from stabcheck.batches import Batch
+from stabcheck.bounds import Contract, log_error, quotient_error
+from stabcheck.devices import U
+from stabcheck.operations.base import Expected, Input, Operation, Output, Results
+from stabcheck.operations.filters import (
+    FILTER_ERRORS,
+    FILTER_INPUTS,
+    Counts,
+    Sorted,
+    kept_counts,
+    policies,
+    sorted_rows,
+    undefined,
+    with_kept_first,
+)
+from stabcheck.operations.temperature_softmax import TEMPERATURES
+
+SEEDS = (0, 1, 2, 42, -1, 2**31 - 1, 2**31, 2**32 + 1, 2**63 - 1, -(2**63), 0xDEADBEEF)
+POSITIONS = (0, 1, 2, 7, 1000, 2**16, 2**31 - 8, 2**32 - 8, 2**40)
+
+
+def reference(batch: Batch, contract: Contract) -> dict[str, Expected]:
+    """The id with the best score; `given` an id, that id if it is legal."""
+    rows = sorted_rows(batch, contract)
+    counts = kept_counts(rows, batch, contract)
+    score, slack = scores(rows, counts, batch, contract)
+    empty = rows.x[:, 0] == -torch.inf
+    free = undefined(batch, rows, counts, contract)[:, 0] | empty
+    best = (score.masked_fill(rows.places >= counts.least[:, None], -torch.inf)).argmax(-1, keepdim=True)
+    value = rows.order.gather(1, best)[:, 0]
+    close = score + slack >= _best(score - slack, counts.least)
+    rivals = close & (rows.places < counts.most[:, None]) & (rows.x > -torch.inf)
+
+    def given(results: Results) -> Expected:
+        got = results["ids"].long()
+        legal = _legal(rows, got, counts, batch, contract)
+        return expected(torch.where(legal, got, value))
+
+    def expected(ids: torch.Tensor) -> Expected:
+        return Expected(ids.double(), torch.zeros_like(ids, dtype=torch.float64), free, apart=rivals.sum(-1) > 1, given=given)
+
+    return {"ids": expected(value)}
+
+
+def scores(rows: Sorted, counts: Counts, batch: Batch, contract: Contract) -> tuple[torch.Tensor, torch.Tensor]:
+    """(z − log E, how far off a kernel may have it), by place; all alike where the kernel declares no noise.
+
+    Errors: of z (κ); of E, relative, absolute in its logarithm; of that logarithm, or of the quotient exp(z)/E; the rounding of sums and
+    differences of the two.
+    """
+    if contract.noise is None:
+        return torch.zeros_like(rows.z), torch.zeros_like(rows.z)
+    inputs, vocab = batch.inputs, rows.x.shape[1]
+    log_e = contract.noise(inputs["seed"], inputs["position"], vocab).log().gather(1, rows.order)
+    rounding = 3 * U * (rows.z.clamp(min=-1e6).abs() + log_e.abs())
+    slack = rows.kappa + contract.noise_error + log_error(log_e, contract) + quotient_error(contract) + rounding
+    return rows.z - log_e, slack
+
+
+def _legal(rows: Sorted, got: torch.Tensor, counts: Counts, batch: Batch, contract: Contract) -> torch.Tensor:
+    """[R] bool: ids that a correct kernel may draw: kept, and no kept id scores better for certain."""
+    vocab = rows.x.shape[1]
+    inside = (got >= 0) & (got < vocab)
+    at = got.clamp(0, vocab - 1)[:, None]
+    chosen = torch.zeros_like(rows.order, dtype=torch.bool).scatter_(1, at, True)
+    again = with_kept_first(rows, chosen, counts, contract)
+    place = again.to_columns(again.places.contiguous()).gather(1, at)
+    score, slack = scores(again, counts, batch, contract)
+    fewest = torch.maximum(counts.least, place[:, 0] + 1)  # of the counts that keep the id
+    good = (score + slack).gather(1, place) >= _best(score - slack, torch.minimum(fewest, counts.most))
+    return inside & (place[:, 0] < counts.most) & (again.x.gather(1, place)[:, 0] > -torch.inf) & good[:, 0]
+
+
+def _best(score: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+    """[R, 1] the best of the first n [R] places."""
+    return score.cummax(-1).values.gather(1, n[:, None] - 1)
+
+
+OPERATION = Operation(
+    name="sample",
+    summary="logits [R, V], temperature [R], top_k [R], top_p [R], min_p [R], seed [R], position [R] -> ids [R]",
+    inputs=(
+        replace(FILTER_INPUTS[0], values=(*TEMPERATURES, 0.0, 0.0), under=None),
+        *FILTER_INPUTS[1:],
+        Input("seed", SEEDS),
+        Input("position", POSITIONS, counts=True),
+    ),
+    outputs=(Output("ids", per="row", dtype="index", low=0, high=lambda vocab: vocab - 1),),
+    policies=policies(),
+    reference=reference,
+    traits={"filters": (), "draws": (), "ids": ()},
+    error_models=FILTER_ERRORS,
+)
