@@ -26,6 +26,7 @@ def lines(results: Results, profile: str | None) -> Iterator[str]:
     ran = [r for r in results if r["tally"]["examples"]]
     yield from _table(ran)
     yield from _accuracy(ran)
+    yield from _chance(ran)
     yield from _regimes(ran)
     yield from _weak(results)
     yield from _verdict(results)
@@ -62,6 +63,16 @@ def _accuracy(ran: Results) -> Iterator[str]:
             rows[r["kernel"].partition("[")[0]][r["dtype"]] += r["tally"]["rows"]
     told = [" ".join([operation, *(f"{dtype} {_short(n)}" for dtype, n in counts.items())]) for operation, counts in rows.items()]
     yield from _wrapped("rows through the accuracy law: ", told)
+
+
+def _chance(ran: Results) -> Iterator[str]:
+    """What was left to chance."""
+    draws, chances = (sum(r["tally"]["total"][key] for r in ran) for key in ("draws", "chances"))
+    if chances:
+        from stabcheck.statistics import total_false_alarms
+
+        yield f"random draws: {_short(draws)} in {chances} assertions; all together"
+        yield f"  they fail by chance with probability {total_false_alarms(chances):.1e} at most"
 
 
 def _regimes(ran: Results) -> Iterator[str]:

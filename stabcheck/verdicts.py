@@ -21,6 +21,7 @@ class Comparison:
     what:      a few words on what was compared with what.
     aligned:   row i is row i of the batch.
     support:   an exact 0 means that there must be nothing: a failure there is "out of support".
+    draws: how many random draws are counted in it; such a comparison fails by chance with probability `stabcheck.statistics.ALPHA`.
     """
 
     got: torch.Tensor
@@ -32,17 +33,21 @@ class Comparison:
     what: str = ""
     aligned: bool = True
     support: bool = True
+    draws: int = 0
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of one or more comparisons: elements that fail, were compared, were left free, are ill-conditioned; worst error / bound."""
+    """Counts of one or more comparisons: elements that fail, were compared, were left free, are ill-conditioned; worst error / bound;
+    random draws, and comparisons that may fail by chance."""
 
     failed: int = 0
     compared: int = 0
     free: int = 0
     ill: int = 0
     utilisation: float = 0.0
+    draws: int = 0
+    chances: int = 0
 
     def __add__(self, other: Summary) -> Summary:
         return Summary(
@@ -51,6 +56,8 @@ class Summary:
             self.free + other.free,
             self.ill + other.ill,
             max(self.utilisation, other.utilisation),
+            self.draws + other.draws,
+            self.chances + other.chances,
         )
 
 
@@ -93,7 +100,7 @@ def _summary(c: Comparison, row: list[float]) -> Summary:
     within, ill, free, worst = row
     size = c.got.numel()
     failed = 0 if within == size else int(agreement(c).sum())  # NaN that should be NaN, say, is looked at only now
-    return Summary(failed, size - int(free), int(free), int(ill), worst)
+    return Summary(failed, size - int(free), int(free), int(ill), 0.0 if c.draws else worst, c.draws, int(c.draws > 0))
 
 
 @dataclass(frozen=True)

@@ -108,5 +108,6 @@ OPERATION = Operation(
     policies=policies(),
     reference=reference,
     traits={"filters": (), "draws": (), "ids": ()},
+    output="fp32",
     error_models=FILTER_ERRORS,
 )
