@@ -2,7 +2,7 @@
 
 Bins are where samplers go wrong: the argmax, the boundary of the filters, the first token dropped, the tail, ranges and parities of ids.
 Counts lie in exact binomial regions; a correct kernel fails an assertion once in 10^9, and then once more with fresh noise. Kernels
-break it by rejection that gives up and takes the argmax, by ties that collapse on the lowest id (TokenSpeed #280), by noise that is not uniform.
+break it by rejection that gives up and takes the argmax, by ties that collapse on the lowest id (TokenSpeed #280), by biased noise.
 """
 
 from stabcheck.draws import law_of_draws

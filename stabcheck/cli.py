@@ -86,7 +86,8 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            help="softmax, logsumexp, token_logprob, cross_entropy; or engine: how many examples a second the toolkit itself does."
+            help="softmax, logsumexp, token_logprob, cross_entropy, filtered_probs, sample, verify_speculative; or "
+            "engine: examples a second of the toolkit itself; or power: that the laws with statistics find what they are sized for."
         ),
     ] = "softmax",
     out: Annotated[Path | None, typer.Option(help="Directory for the JSON and Markdown tables.")] = None,
@@ -95,11 +96,14 @@ def bench(
     """Time the kernels beside their peers, the device's copy bandwidth and the floor. Needs a GPU."""
     from stabcheck.bench import bench as measure
     from stabcheck.devices import gpu_available
+    from stabcheck.power import show_power
     from stabcheck.throughput import measure as measure_engine
 
     if what == "engine":
         measure_engine("auto", out, Console(soft_wrap=True))
         raise typer.Exit(0)
+    if what == "power":
+        raise typer.Exit(show_power(out, Console(soft_wrap=True)))
     if not gpu_available():
         print("stabcheck: bench times kernels on a GPU and torch sees none here; run it on a machine with one", file=sys.stderr)
         raise typer.Exit(3)

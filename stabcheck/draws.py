@@ -19,7 +19,7 @@ from stabcheck.cases import Case
 from stabcheck.devices import U
 from stabcheck.operations.filters import Counts, Sorted, kept_counts, probabilities, sorted_rows, undefined
 from stabcheck.statistics import CONFIRM, Interval, assertion, bin_ids, bin_sums, draws_needed, pair_table
-from stabcheck.verdicts import Comparison
+from stabcheck.verdicts import Comparison, summarise
 
 EFFECT = 0.01  # total variation that each assertion is sized to find, wherever the mass lies
 GAPS = {12: 0.07, 14: 0.07, 16: 0.07, 18: 0.1, 20: 0.25}  # gap of the tail below the head -> deficit of its mass to be found
@@ -131,6 +131,11 @@ def draw(case: Case, row: Batch, n: int, seed: int, first: int = 0) -> torch.Ten
     return torch.cat(ids)
 
 
+def drawing(case: Case, row: Batch, bins: Bins) -> Measure:
+    """Draws from one row, counted in its bins."""
+    return lambda size, fresh: (bins.counts(draw(case, row, size, seed_of(case, row, fresh))), size)
+
+
 def confirmed(measure: Measure, low: torch.Tensor, high: torch.Tensor, n: int) -> tuple[Interval, int, int]:
     """(counts against their regions, of how many draws they are, all draws made): those of n draws, or of 8 n fresh ones if these alarm.
 
@@ -161,11 +166,7 @@ def law_of_draws(case: Case) -> Iterator[Comparison]:
     for what, row in rows_to_draw(case):
         if (bins := bins_of(case, row)) is None:
             continue
-
-        def measure(size: int, fresh: int, row: Batch = row, bins: Bins = bins) -> tuple[torch.Tensor, int]:
-            return bins.counts(draw(case, row, size, seed_of(case, row, fresh))), size
-
-        interval, drawn, made = confirmed(measure, bins.low, bins.high, usual_size())
+        interval, drawn, made = confirmed(drawing(case, row, bins), bins.low, bins.high, usual_size())
         yield told(interval, made, bins.names, f"{drawn} draws from {what}")
 
 
@@ -191,22 +192,24 @@ def pair_independence(case: Case) -> Iterator[Comparison]:
 
 
 def tail_masses(case: Case) -> Iterator[Comparison]:
-    """Mass of V − 1 tokens at a gap below the head, for gaps where fp32 noise runs out of bits; stops at the first gap that fails."""
-    vocab = case.recipe.vocab
+    """The mass of a tail at each gap; stops at the first that fails."""
     for gap, deficit in GAPS.items():
-        logits = torch.full_like(case.batch.logits[:1], -float(gap))
-        logits[0, case.recipe.seed % vocab] = 0.0
-        plain = {spec.name: spec.default for spec in case.operation.inputs}
-        row = case.batch.pick(slice(0, 1)).with_logits(logits)
-        row = row.with_inputs(**{name: torch.full_like(row.inputs[name], value) for name, value in plain.items()})
-        if (bins := bins_of(case, row)) is None:
-            return
+        for comparison in tail_mass(case, gap, deficit):
+            yield comparison
+            if summarise([comparison])[0].failed:
+                return
+
+
+def tail_mass(case: Case, gap: int, deficit: float) -> Iterator[Comparison]:
+    """Draws from a head and V − 1 tokens `gap` below it, as many as find a deficit of their mass."""
+    vocab, plain = case.recipe.vocab, {spec.name: spec.default for spec in case.operation.inputs}
+    row = case.batch.pick(slice(0, 1))
+    row = row.with_inputs(**{name: torch.full_like(row.inputs[name], value) for name, value in plain.items()})
+    logits = torch.full_like(row.logits, -float(gap))
+    logits[0, case.recipe.seed % vocab] = 0.0
+    row = row.with_logits(logits)
+    if (bins := bins_of(case, row)) is not None:
         share = float(1 - bins.low[0])  # bin 0 is the argmax
-
-        def measure(size: int, fresh: int, row: Batch = row, bins: Bins = bins) -> tuple[torch.Tensor, int]:
-            return bins.counts(draw(case, row, size, seed_of(case, row, fresh))), size
-
-        interval, drawn, made = confirmed(measure, bins.low, bins.high, draws_needed(share, deficit * share))
+        size = draws_needed(share, deficit * share)
+        interval, drawn, made = confirmed(drawing(case, row, bins), bins.low, bins.high, size)
         yield told(interval, made, bins.names, f"{drawn} draws, a head and {vocab - 1} tokens {gap} below it")
-        if bool(interval.alarms.any()):
-            return

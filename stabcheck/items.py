@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ class LawItem(pytest.Function):
         try:
             if self.why_not:
                 pytest.skip(self.why_not)
+            self.trial.on_hang = self.tell_and_end
             super().runtest()
         except (Broken, BaseExceptionGroup) as raised:
             found, foreign = _findings(raised)
@@ -65,6 +68,13 @@ class LawItem(pytest.Function):
         elif not self.trial.law.once:  # whose input is fixed
             finding = self.shrunk(finding)
         return save(finding, self.trial.kernel, self.report_dir)
+
+    def tell_and_end(self, finding: Finding) -> None:
+        """A kernel hangs on the GPU: what is known is saved and told; no more can be done in this process."""
+        told = save(finding, self.trial.kernel, self.report_dir).text()
+        sys.__stderr__.write(f"\n{told}\nthe device answers no more: the session ends here\n")  # type: ignore[union-attr]
+        sys.__stderr__.flush()  # type: ignore[union-attr]
+        os._exit(1)
 
     def shrunk(self, finding: Finding) -> Finding:
         try:

@@ -35,6 +35,11 @@ def _upstream(row: Row) -> float:
     return float(row.input("upstream", 1.0))
 
 
+def _filters(row: Row) -> int:
+    """How many filters are on, as far as the row tells without its vocabulary."""
+    return (row.input("top_k", 0) > 0) + (row.input("top_p", 1.0) < 1) + (row.input("min_p", 0.0) > 0)
+
+
 def _neighbours(row: Row, fmt: Format) -> bool:
     table = row.background.values
     return row.background.kind == "palette" and any(a != b and a == fmt.neighbour(b) for a in table for b in table)
@@ -90,6 +95,34 @@ INPUT_REGIMES: dict[str, dict[str, Rule]] = {
         "mixed upstream": lambda r, row, f: len({_upstream(x) for x in r.rows}) > 1,
     },
 }
+INPUT_REGIMES |= {
+    "top_k": {
+        "k = 1": lambda r, row, f: row.input("top_k", 0) == 1,
+        "1 < k < V": lambda r, row, f: 1 < row.input("top_k", 0) < r.vocab,
+        "k > 128": lambda r, row, f: 128 < row.input("top_k", 0) < r.vocab,
+        "k ≥ V": lambda r, row, f: row.input("top_k", 0) >= r.vocab,
+    },
+    "top_p": {
+        "top-p": lambda r, row, f: 0 < row.input("top_p", 1.0) < 1,
+        "top-p = 0": lambda r, row, f: row.input("top_p", 1.0) == 0,
+    },
+    "min_p": {
+        "min-p": lambda r, row, f: row.input("min_p", 0.0) > 0,
+        "no filter": lambda r, row, f: not _filters(row),
+        "all filters": lambda r, row, f: _filters(row) == 3,
+        "filters in some rows only": lambda r, row, f: len({_filters(x) > 0 for x in r.rows}) > 1,
+    },
+    "seed": {"seed beyond 32 bits": lambda r, row, f: not 0 <= row.input("seed", 0) < 2**32},
+    "position": {"position beyond 32 bits": lambda r, row, f: row.input("position", 0) + r.siblings > 2**32},
+    "coin": {
+        "coin of 0": lambda r, row, f: row.input("coin", 0.5) == 0,
+        "coin next to 1": lambda r, row, f: row.input("coin", 0.5) > 0.9999,
+    },
+    "draft": {
+        "draft at the maximum": lambda r, row, f: row.input("draft", 0) == LARGEST,
+        "draft at the minimum": lambda r, row, f: row.input("draft", 0) == SMALLEST,
+    },
+}
 INPUT_REGIMES["labels"] = {name: rule for name, rule in INPUT_REGIMES["target"].items() if "ignored" not in name}
 EMPTY = "no rows"
 
@@ -100,7 +133,7 @@ def rules(operation_name: str) -> dict[str, Rule]:
     op = operation(operation_name)
     found = dict(REGIMES)
     for spec in op.inputs:
-        meaningless = () if spec.under else ("T = 0",)
+        meaningless = () if spec.under or 0.0 in spec.values else ("T = 0",)
         found |= {name: rule for name, rule in INPUT_REGIMES.get(spec.name, {}).items() if name not in meaningless}
     for option in op.options:
         found |= {f"{option.name} = {v}": _option_rule(option.name, v) for v in option.values[1:]}

@@ -146,7 +146,7 @@ def _tensors(named: dict[str, torch.Tensor]) -> str:
 
 def _one_call_shows(finding: Finding, case: Case) -> bool:
     """Whether the call a script makes is wrong by itself, and short enough; laws on memory and the like look at more than one output."""
-    if "<" in finding.target or LOST_DEVICE in finding.detail:  # no name to import; no device to try on
+    if "<" in finding.target or LOST_DEVICE in finding.detail or finding.kind == "hang":  # no name to import; nothing to try on
         return False
     if not case.batch.logits.numel() or _longest(case.batch.logits) > MOST_RUNS:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from stabcheck.recipe import Recipe
 from stabcheck.regimes import regimes
 from stabcheck.registry import Kernel
 from stabcheck.verdicts import Comparison, Summary, Witness, failing_rows, summarise, witness
+from stabcheck.watchdog import Hung, watched
 
 NO_NUMBER = float("nan")
 LOST_DEVICE = "CUDA error"
@@ -78,6 +80,9 @@ class Outcome:
         return failing_rows(self.failed) if self.failed is not None and self.failed.aligned else None
 
 
+HUNG = Outcome(fault=KernelFault("hang", "the kernel had not come back when the watchdog's time was up"))
+
+
 class Trial:
     """Examines recipes; a failing one raises the exception of its kind, and raises the same again whenever it comes back."""
 
@@ -86,7 +91,8 @@ class Trial:
         self.tally = Tally()
         self._known: dict[str, Broken] = {}
         self._shrink_until = 0.0
-        self.lost = False  # the device's context died in a crash: nothing can run any more
+        self.lost = False  # the device's context died in a crash, or the kernel hung: running it again would not help
+        self.on_hang: Callable[[Finding], None] = lambda finding: None
 
     def __call__(self, recipe: Recipe) -> None:
         """Put the law to one recipe; raises Broken.
@@ -109,11 +115,19 @@ class Trial:
 
     def examine(self, recipe: Recipe, case: Case | None = None) -> Outcome:
         """Run the law once, counting nothing."""
+        try:
+            with watched(self.device.is_gpu, lambda: self.on_hang(self.finding(recipe, HUNG))):
+                return self._examine(case or Case(self.kernel, self.device, recipe))
+        except Hung:
+            self.lost = True
+            return HUNG
+
+    def _examine(self, case: Case) -> Outcome:
         comparisons: list[Comparison] = []
         unsupported = False
         try:
             try:
-                for comparison in self.law.comparisons(case or Case(self.kernel, self.device, recipe)):
+                for comparison in self.law.comparisons(case):
                     comparisons.append(comparison)
             except UnsupportedInput:
                 unsupported = True  # what was compared before the refusal still counts

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 ANY_FINITE = torch.finfo(torch.float64).max  # as a bound: any finite value will do
-KINDS = ("non-finite", "wrong", "unstable", "out of support", "order", "not deterministic", "memory", "crash")
+KINDS = ("non-finite", "wrong", "unstable", "out of support", "order", "not deterministic", "memory", "crash", "hang")
 
 
 @dataclass(frozen=True)
