@@ -209,7 +209,8 @@ def tail_mass(case: Case, gap: int, deficit: float) -> Iterator[Comparison]:
     logits[0, case.recipe.seed % vocab] = 0.0
     row = row.with_logits(logits)
     if (bins := bins_of(case, row)) is not None:
-        share = float(1 - bins.low[0])  # bin 0 is the argmax
-        size = draws_needed(share, deficit * share)
-        interval, drawn, made = confirmed(drawing(case, row, bins), bins.low, bins.high, size)
+        most, least = float(1 - bins.low[0]), float(1 - bins.high[0])  # of the tail: bin 0 is the argmax
+        if (effect := deficit * least - (most - least)) <= 0:
+            return  # a CPU may sum in any order, and its bounds let more than the deficit pass
+        interval, drawn, made = confirmed(drawing(case, row, bins), bins.low, bins.high, draws_needed(most, effect))
         yield told(interval, made, bins.names, f"{drawn} draws, a head and {vocab - 1} tokens {gap} below it")

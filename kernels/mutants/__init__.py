@@ -2,5 +2,5 @@
 
 from importlib import import_module
 
-for _name in ("softmax_scaling", "softmax_tiles", "softmax_memory", "softmax_wrong", "logsumexp", "cross_entropy", "token_logprob"):
+for _name in ("softmax_scaling", "softmax_tiles", "softmax_memory", "softmax_wrong", "logsumexp", "cross_entropy", "token_logprob", "filtering"):
     import_module(f"{__name__}.{_name}")
