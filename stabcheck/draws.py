@@ -8,6 +8,7 @@ drawn anew at 8 times as many positions of another seed, and only what fails the
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,8 +16,10 @@ from functools import lru_cache
 import torch
 
 from stabcheck.batches import Batch
+from stabcheck.bounds import slope
 from stabcheck.cases import Case
 from stabcheck.devices import U
+from stabcheck.operations.base import Results
 from stabcheck.operations.filters import Counts, Sorted, kept_counts, probabilities, sorted_rows, undefined
 from stabcheck.statistics import CONFIRM, Interval, assertion, bin_ids, bin_sums, draws_needed, pair_table
 from stabcheck.verdicts import Comparison, summarise
@@ -214,3 +217,24 @@ def tail_mass(case: Case, gap: int, deficit: float) -> Iterator[Comparison]:
             return  # a CPU may sum in any order, and its bounds let more than the deficit pass
         interval, drawn, made = confirmed(drawing(case, row, bins), bins.low, bins.high, draws_needed(most, effect))
         yield told(interval, made, bins.names, f"{drawn} draws, a head and {vocab - 1} tokens {gap} below it")
+
+
+def same_draws(case: Case, got: Results, other: Results, what: str) -> Iterator[Comparison]:
+    """Draws of one batch on two routes of a kernel that declares no noise: how many rows differ, and may.
+
+    Both add the same noise to scores that may differ by rounding, so ids differ only where the two best scores are closer than that, δ. The
+    gap of the two best scores under Gumbel noise has P(gap < δ) ≤ 1 − e^{−δ}: given the winner of weight p, the gap exceeds δ with
+    probability 1/(p + (1 − p)e^δ). Siblings have positions of their own, so they are independent; archetypes may share theirs.
+    """
+    if not len(case.batch.logits):
+        return
+    rows = sorted_rows(case.batch, case.contract)
+    counts = kept_counts(rows, case.batch, case.contract)
+    decided = ~(undefined(case.batch, rows, counts, case.contract) | counts.undecided)[:, 0] & (rows.x[:, 0] > -torch.inf)
+    differ = ((got["ids"] != other["ids"]) & decided).sum().double()[None]
+    delta = 2 * (slope(case.contract, rows.z) + case.contract.profile.log + 4) * U * LARGEST_SCORE
+    region = assertion(differ, case.recipe.siblings, torch.zeros_like(differ), torch.full_like(differ, -math.expm1(-delta)))
+    most = region.high * len(case.recipe.rows)
+    yield Comparison(
+        differ, most / 2, most / 2, kind="wrong", what=f"{what}: rows of {len(rows.x)} whose ids differ", aligned=False, draws=len(rows.x)
+    )
