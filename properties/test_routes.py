@@ -18,4 +18,4 @@ def test_routes(case):
             continue
         yield case.against_reference(got, what=f"route {name}")
         if "draws" in case.operation.traits and case.kernel.noise is None:
-            yield from same_draws(case, got, case.run(), what=f"route {name}")
+            yield from same_draws(case, function, what=f"route {name}")

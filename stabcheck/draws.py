@@ -18,9 +18,10 @@ import torch
 from stabcheck.batches import Batch
 from stabcheck.bounds import slope
 from stabcheck.cases import Case
+from stabcheck.choices import OFF, with_all
 from stabcheck.devices import U
-from stabcheck.operations.base import Results
 from stabcheck.operations.filters import Counts, Sorted, kept_counts, probabilities, sorted_rows, undefined
+from stabcheck.registry import Function
 from stabcheck.statistics import CONFIRM, Interval, assertion, bin_ids, bin_sums, draws_needed, pair_table
 from stabcheck.verdicts import Comparison, summarise
 
@@ -219,22 +220,20 @@ def tail_mass(case: Case, gap: int, deficit: float) -> Iterator[Comparison]:
         yield told(interval, made, bins.names, f"{drawn} draws, a head and {vocab - 1} tokens {gap} below it")
 
 
-def same_draws(case: Case, got: Results, other: Results, what: str) -> Iterator[Comparison]:
-    """Draws of one batch on two routes of a kernel that declares no noise: how many rows differ, and may.
+def same_draws(case: Case, route: Function, what: str) -> Iterator[Comparison]:
+    """Draws of the batch, tempered and unfiltered, on two routes of a kernel that declares no noise: how many rows differ, and may.
 
     Both add the same noise to scores that may differ by rounding, so ids differ only where the two best scores are closer than that, δ. The
     gap of the two best scores under Gumbel noise has P(gap < δ) ≤ 1 − e^{−δ}: given the winner of weight p, the gap exceeds δ with
     probability 1/(p + (1 − p)e^δ). Siblings have positions of their own, so they are independent; archetypes may share theirs.
     """
-    if not len(case.batch.logits):
+    if not case.batch.logits.numel():
         return
-    rows = sorted_rows(case.batch, case.contract)
-    counts = kept_counts(rows, case.batch, case.contract)
-    decided = ~(undefined(case.batch, rows, counts, case.contract) | counts.undecided)[:, 0] & (rows.x[:, 0] > -torch.inf)
-    differ = ((got["ids"] != other["ids"]) & decided).sum().double()[None]
-    delta = 2 * (slope(case.contract, rows.z) + case.contract.profile.log + 4) * U * LARGEST_SCORE
+    batch = with_all(case, case.batch, **OFF).with_inputs(temperature=spread(case.batch.logits).float() / TEMPERED)
+    decided = (batch.logits < torch.inf).all(-1) & (batch.logits > -torch.inf).any(-1)
+    differ = ((case.run(batch, route)["ids"] != case.run(batch)["ids"]) & decided).sum().double()[None]
+    delta = 2 * (slope(case.contract, batch.inputs["temperature"]) + case.contract.profile.log + 4) * U * LARGEST_SCORE
     region = assertion(differ, case.recipe.siblings, torch.zeros_like(differ), torch.full_like(differ, -math.expm1(-delta)))
-    most = region.high * len(case.recipe.rows)
-    yield Comparison(
-        differ, most / 2, most / 2, kind="wrong", what=f"{what}: rows of {len(rows.x)} whose ids differ", aligned=False, draws=len(rows.x)
-    )
+    most, rows = region.high * len(case.recipe.rows), len(batch.logits)
+    what = f"{what}: rows of {rows} whose ids differ"
+    yield Comparison(differ, most / 2, most / 2, kind="wrong", what=what, aligned=False, draws=rows)
