@@ -3,7 +3,7 @@
 Times are medians in µs on the device, its launches included, with the 20th and 80th percentile; `host` is what issuing the call costs the
 CPU, which a CUDA graph saves. The floor is what moving the bytes that must be moved takes at the copy bandwidth measured in the same run;
 no launch (about 4 µs) is in it, so only large inputs come near. Compare ratios: they hold from run to run.
-Another operation is another `Benchmark` in `stabcheck.benchmarks`: data, no code here changes.
+Another operation is another `Benchmark` in `stabcheck.benchmarks`: data, no code here changes. Times published elsewhere are shown as such.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from stabcheck.benchmarks import BENCHMARKS, Benchmark, Point, Run
+from stabcheck.benchmarks import BENCHMARKS
 from stabcheck.devices import describe, gpu_available, versions
 from stabcheck.errors import UsageError
+from stabcheck.points import Benchmark, Point, Run
 
 WIDTH = 110  # of the table in a terminal; a narrower one wraps its lines
 ONLY_WRITTEN = ("copy", "ours / copy", "our host", "our memory")  # columns of the files that the terminal does not show
@@ -52,6 +53,7 @@ class Line:
     variants: dict[str, Timing] = field(default_factory=dict)
     peers: dict[str, Timing] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    published: dict[str, float] = field(default_factory=dict)  # not measured here
 
     @property
     def ratios(self) -> dict[str, float | None]:
@@ -91,7 +93,7 @@ def bench(
         lines.append(_measure(benchmark, point, chosen, bandwidth))
         console.print(f"{point.dtype} {point.rows} × {point.vocab}: ours {lines[-1].ours.median:.1f} µs", style="dim")
     cells = [_cells(line, list(chosen)) for line in lines]
-    shown = [{name: text for name, text in row.items() if name not in ONLY_WRITTEN} for row in cells]
+    shown = [{name: text for name, text in row.items() if name not in ONLY_WRITTEN and not name.endswith("†")} for row in cells]
     table = Table(*shown[0], box=SIMPLE, padding=0)
     for row in shown:
         table.add_row(*row.values())
@@ -100,6 +102,7 @@ def bench(
         device = describe("cuda")
         about: dict[str, Any] = {"operation": benchmark.name, "device": device.model, "arch": device.arch}
         about |= {"floor": benchmark.moves, "copy_tb_per_s": round(bandwidth / 1e12, 3)}
+        about |= {"published": benchmark.published_where} if benchmark.published else {}
         about |= {"command": f"stabcheck bench {benchmark.name} --out reports/bench", **versions()}
         _write(out_dir, about, lines, cells)
     return [asdict(line) | line.ratios for line in lines]
@@ -120,6 +123,7 @@ def _measure(benchmark: Benchmark, point: Point, peers: dict[str, Callable[[], R
             line.peers[name] = timed(load())
         except Exception as error:  # not installed, or not for this shape: neither must end the run
             line.missing[name] = f"{'absent' if isinstance(error, ImportError) else 'failed'}: {str(error).partition(chr(10))[0]}"
+    line.published = benchmark.published.get(point, {})
     return line
 
 
@@ -179,6 +183,7 @@ def _cells(line: Line, peers: list[str]) -> dict[str, str]:
         "ours (20–80 %)": f"{line.ours.median:.1f} ({line.ours.p20:.1f}–{line.ours.p80:.1f})",
         **{name: f"{timing.median:.1f}" for name, timing in line.variants.items()},
         **times,
+        **{f"{name} †": f"{us:.1f}" for name, us in line.published.items()},
         "copy": f"{line.copy.median:.1f}",
         "floor": f"{line.floor:.1f}",
         **{name: f"{ratio:.2f}" if ratio else "" for name, ratio in line.ratios.items()},
@@ -197,6 +202,7 @@ def _write(out_dir: Path, about: dict[str, Any], lines: list[Line], cells: list[
 def _markdown(about: dict[str, Any], lines: list[Line], cells: list[dict[str, str]]) -> str:
     rows = [list(cells[0]), ["---"] * len(cells[0]), *(list(row.values()) for row in cells)]
     missing = sorted({f"{name}: {why}" for line in lines for name, why in line.missing.items()})
+    notes = [f"† published, not measured in this run: {about['published']}"] if "published" in about else []
     return f"""# {about["operation"]} on {about["device"]} ({about["arch"]})
 
 µs, medians on the device, launches included, the L2 cache cleared before each call; torch {about["torch"]}, triton {about["triton"]}.
@@ -207,5 +213,5 @@ Again: `{about["command"]}`
 
 {chr(10).join(f"| {' | '.join(row)} |" for row in rows)}
 
-{chr(10).join(f"- {line}" for line in missing)}
+{chr(10).join(f"- {line}" for line in notes + missing)}
 """

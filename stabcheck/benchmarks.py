@@ -2,73 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from stabcheck.floats import by_name
-
-Inputs = tuple[torch.Tensor, ...]
-Run = Callable[..., Any]
-VOCABS = (32000, 128256, 151936)
-
-
-@dataclass(frozen=True)
-class Point:
-    """One line of the table."""
-
-    dtype: str
-    vocab: int
-    rows: int
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """What is timed for one operation.
-
-    inputs: the operation's inputs at a point, on the GPU; the logits first.
-    moves, moved: what a call must read and write at least, in words and in bytes.
-    ours, variants: called with the inputs; a variant is another way of ours, and no peer.
-    peers: name -> loader, called afresh at each point; returns the function to time, or raises ImportError where it is not installed.
-    overwrites: whether some of them write over the logits, which are then restored before each call, outside the time.
-    """
-
-    name: str
-    points: tuple[Point, ...]
-    inputs: Callable[[Point], Inputs]
-    moves: str
-    moved: Callable[[Inputs], int]
-    ours: Run
-    peers: dict[str, Callable[[], Run]]
-    variants: dict[str, Run] = field(default_factory=dict)
-    overwrites: bool = False
-
-
-def _points(dtypes: tuple[str, ...], vocabs: tuple[int, ...], rows: tuple[int, ...]) -> tuple[Point, ...]:
-    return tuple(Point(d, v, r) for d in dtypes for v in vocabs for r in rows)
-
-
-def _logits(point: Point) -> torch.Tensor:
-    return torch.randn(point.rows, point.vocab, device="cuda").mul_(5).to(by_name(point.dtype).torch)
-
-
-def _temperature(point: Point) -> torch.Tensor:
-    return torch.rand(point.rows, device="cuda") + 0.5
-
-
-def _columns(point: Point) -> torch.Tensor:
-    return torch.randint(0, point.vocab, (point.rows,), device="cuda")
-
-
-def _compiled(function: Run) -> Callable[[], Run]:
-    def load() -> Run:
-        torch._dynamo.reset()
-        return torch.compile(function, dynamic=False)
-
-    return load
-
+from stabcheck.benchmarks_sampling import FILTERED_PROBS, SAMPLE, VERIFY_SPECULATIVE
+from stabcheck.points import VOCABS, Benchmark, Inputs, Run, columns, compiled, logits_of, points, temperature_of
 
 # ---- softmax with a temperature
 
@@ -97,14 +36,14 @@ def _liger_softmax() -> Run:
 
 SOFTMAX = Benchmark(
     name="softmax",
-    points=_points(("bf16", "fp32"), VOCABS, (1, 8, 32, 128, 512)),
-    inputs=lambda point: (_logits(point), _temperature(point)),
+    points=points(("bf16", "fp32"), VOCABS, (1, 8, 32, 128, 512)),
+    inputs=lambda point: (logits_of(point), temperature_of(point)),
     moves="each input byte read once and each output byte written once",
     moved=lambda inputs: 2 * inputs[0].nbytes + inputs[1].nbytes,
     ours=_softmax,
     peers={
         "torch eager": lambda: _torch_softmax,
-        "torch.compile": _compiled(_torch_softmax),
+        "torch.compile": compiled(_torch_softmax),
         "flashinfer": _flashinfer_softmax,
         "liger-kernel": _liger_softmax,
     },
@@ -125,12 +64,12 @@ def _torch_logsumexp(logits: torch.Tensor) -> torch.Tensor:
 
 LOGSUMEXP = Benchmark(
     name="logsumexp",
-    points=_points(("bf16", "fp32"), VOCABS, (1, 32, 512, 4096)),
-    inputs=lambda point: (_logits(point),),
+    points=points(("bf16", "fp32"), VOCABS, (1, 32, 512, 4096)),
+    inputs=lambda point: (logits_of(point),),
     moves="the logits read once",
     moved=lambda inputs: inputs[0].nbytes,
     ours=_logsumexp,
-    peers={"torch eager": lambda: _torch_logsumexp, "torch.compile": _compiled(_torch_logsumexp)},
+    peers={"torch eager": lambda: _torch_logsumexp, "torch.compile": compiled(_torch_logsumexp)},
 )
 
 # ---- log-probability of a token, and entropy
@@ -149,12 +88,12 @@ def _torch_token_logprob(logits: torch.Tensor, labels: torch.Tensor, temperature
 
 TOKEN_LOGPROB = Benchmark(
     name="token_logprob",
-    points=_points(("bf16", "fp32"), VOCABS, (32, 512, 4096)),
-    inputs=lambda point: (_logits(point), _columns(point), _temperature(point)),
+    points=points(("bf16", "fp32"), VOCABS, (32, 512, 4096)),
+    inputs=lambda point: (logits_of(point), columns(point), temperature_of(point)),
     moves="each input byte read once",
     moved=lambda inputs: sum(t.nbytes for t in inputs),
     ours=_token_logprob,
-    peers={"torch eager": lambda: _torch_token_logprob, "torch.compile": _compiled(_torch_token_logprob)},
+    peers={"torch eager": lambda: _torch_token_logprob, "torch.compile": compiled(_torch_token_logprob)},
 )
 
 # ---- cross-entropy, forward and backward
@@ -178,7 +117,7 @@ def _upcast(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _compiled_cross_entropy() -> Run:
-    loss = _compiled(_upcast)()
+    loss = compiled(_upcast)()
     return lambda logits, target: torch.autograd.grad(loss(logits, target), logits)
 
 
@@ -190,8 +129,8 @@ def _liger_cross_entropy() -> Run:
 
 CROSS_ENTROPY = Benchmark(
     name="cross_entropy",
-    points=_points(("bf16",), (32000, 128256), (512, 4096)),
-    inputs=lambda point: (_logits(point).requires_grad_(), _columns(point)),
+    points=points(("bf16",), (32000, 128256), (512, 4096)),
+    inputs=lambda point: (logits_of(point).requires_grad_(), columns(point)),
     moves="the logits read twice and the gradient written once",
     moved=lambda inputs: 3 * inputs[0].nbytes,
     ours=_cross_entropy(),
@@ -205,4 +144,5 @@ CROSS_ENTROPY = Benchmark(
     overwrites=True,
 )
 
-BENCHMARKS = {"temperature_softmax": SOFTMAX, **{b.name: b for b in (SOFTMAX, LOGSUMEXP, TOKEN_LOGPROB, CROSS_ENTROPY)}}
+_ALL = (SOFTMAX, LOGSUMEXP, TOKEN_LOGPROB, CROSS_ENTROPY, FILTERED_PROBS, SAMPLE, VERIFY_SPECULATIVE)
+BENCHMARKS = {"temperature_softmax": SOFTMAX, **{b.name: b for b in _ALL}}

@@ -206,7 +206,7 @@ def coin_grid(case: Case) -> Iterator[Comparison | list[Comparison]]:
     kernel's sums may be off.
     """
     one, vocab = case.batch.pick(slice(0, 1)), case.recipe.vocab
-    n = max(16, min(256, GRID_ELEMENTS // vocab))
+    n = max(16, min(256 if case.device.is_gpu else 32, GRID_ELEMENTS // vocab))
     grid = ((torch.arange(n, device=one.logits.device, dtype=torch.float64) + 0.5) / n).float()
     many = one.pick(torch.zeros(n, dtype=torch.int64, device=grid.device))
     for what, batch in (("accepting", many.with_inputs(coin=grid)), ("the last", many.with_inputs(last=grid))):

@@ -15,6 +15,7 @@ from hypothesis import given
 from stabcheck.devices import Device
 from stabcheck.findings import Broken, Finding, broken
 from stabcheck.laws import Law
+from stabcheck.operations import operation
 from stabcheck.profiles import LIMITS, settings_for
 from stabcheck.recipe import Background, Recipe, Row
 from stabcheck.registry import Kernel
@@ -146,7 +147,7 @@ def _test(trial: Trial, profile: str | None) -> Callable[[], None]:
     drawn_test._hypothesis_internal_add_digest = key.encode()  # type: ignore[attr-defined]
     on_gpu = trial.device.is_gpu
     space = space_for(trial.kernel, trial.dtype, **LIMITS[on_gpu], fixed_options=trial.law.fixed_options(trial.kernel))
-    weight = trial.law.weight if on_gpu else min(trial.law.weight, CPU_WEIGHT)
+    weight = trial.law.weight if on_gpu else min(trial.law.weight, CPU_WEIGHT) * operation(trial.kernel.operation).interpreted
     if trial.kernel.mutant:
         profile, weight = "gate", MUTANT_WEIGHT  # the same examples in every run, and enough of them
     test: Callable[[], None] = settings_for(profile, on_gpu, weight)(given(recipe=drawn(space))(drawn_test))

@@ -109,5 +109,6 @@ OPERATION = Operation(
     reference=reference,
     traits={"filters": (), "draws": (), "ids": ()},
     output="fp32",
+    interpreted=0.4,
     error_models=FILTER_ERRORS,
 )
