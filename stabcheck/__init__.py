@@ -22,6 +22,7 @@ _PUBLIC = {
     "suite": "suites",
     "assert_within_bound": "usage",
     "reference": "usage",
+    "FILTER_PRESETS": "operations.filters",
 }
 __all__ = sorted(_PUBLIC)
 
