@@ -42,9 +42,9 @@ def reference(batch: Batch, contract: Contract) -> dict[str, Expected]:
     """The id with the best score; `given` an id, that id if it is legal."""
     rows = sorted_rows(batch, contract)
     counts = kept_counts(rows, batch, contract)
-    score, slack = scores(rows, counts, batch, contract)
-    empty = rows.x[:, 0] == -torch.inf
-    free = undefined(batch, rows, counts, contract)[:, 0] | empty
+    log_e = _log_noise(batch, contract)
+    score, slack = scores(rows, log_e, contract)
+    free = undefined(batch, rows, counts, contract)[:, 0] | (rows.x[:, 0] == -torch.inf)
     best = (score.masked_fill(rows.places >= counts.least[:, None], -torch.inf)).argmax(-1, keepdim=True)
     value = rows.order.gather(1, best)[:, 0]
     close = score + slack >= _best(score - slack, counts.least)
@@ -52,8 +52,7 @@ def reference(batch: Batch, contract: Contract) -> dict[str, Expected]:
 
     def given(results: Results) -> Expected:
         got = results["ids"].long()
-        legal = _legal(rows, got, counts, batch, contract)
-        return expected(torch.where(legal, got, value))
+        return expected(torch.where(_legal(rows, got, counts, log_e, contract), got, value))
 
     def expected(ids: torch.Tensor) -> Expected:
         return Expected(ids.double(), torch.zeros_like(ids, dtype=torch.float64), free, apart=rivals.sum(-1) > 1, given=given)
@@ -61,30 +60,36 @@ def reference(batch: Batch, contract: Contract) -> dict[str, Expected]:
     return {"ids": expected(value)}
 
 
-def scores(rows: Sorted, counts: Counts, batch: Batch, contract: Contract) -> tuple[torch.Tensor, torch.Tensor]:
+def _log_noise(batch: Batch, contract: Contract) -> torch.Tensor | None:
+    """[R, V] log E by id, where the kernel declares it."""
+    if contract.noise is None:
+        return None
+    return contract.noise(batch.inputs["seed"], batch.inputs["position"], batch.logits.shape[1]).log()
+
+
+def scores(rows: Sorted, log_e: torch.Tensor | None, contract: Contract) -> tuple[torch.Tensor, torch.Tensor]:
     """(z − log E, how far off a kernel may have it), by place; all alike where the kernel declares no noise.
 
     Errors: of z (κ); of E, relative, absolute in its logarithm; of that logarithm, or of the quotient exp(z)/E; the rounding of sums and
     differences of the two.
     """
-    if contract.noise is None:
+    if log_e is None:
         return torch.zeros_like(rows.z), torch.zeros_like(rows.z)
-    inputs, vocab = batch.inputs, rows.x.shape[1]
-    log_e = contract.noise(inputs["seed"], inputs["position"], vocab).log().gather(1, rows.order)
+    log_e = log_e.gather(1, rows.order)
     rounding = 3 * U * (rows.z.clamp(min=-1e6).abs() + log_e.abs())
     slack = rows.kappa + contract.noise_error + log_error(log_e, contract) + quotient_error(contract) + rounding
     return rows.z - log_e, slack
 
 
-def _legal(rows: Sorted, got: torch.Tensor, counts: Counts, batch: Batch, contract: Contract) -> torch.Tensor:
+def _legal(rows: Sorted, got: torch.Tensor, counts: Counts, log_e: torch.Tensor | None, contract: Contract) -> torch.Tensor:
     """[R] bool: ids that a correct kernel may draw: kept, and no kept id scores better for certain."""
     vocab = rows.x.shape[1]
     inside = (got >= 0) & (got < vocab)
     at = got.clamp(0, vocab - 1)[:, None]
     chosen = torch.zeros_like(rows.order, dtype=torch.bool).scatter_(1, at, True)
     again = with_kept_first(rows, chosen, counts, contract)
-    place = again.to_columns(again.places.contiguous()).gather(1, at)
-    score, slack = scores(again, counts, batch, contract)
+    place = (again.order == at).to(torch.int8).argmax(-1, keepdim=True)
+    score, slack = scores(again, log_e, contract)
     fewest = torch.maximum(counts.least, place[:, 0] + 1)  # of the counts that keep the id
     good = (score + slack).gather(1, place) >= _best(score - slack, torch.minimum(fewest, counts.most))
     return inside & (place[:, 0] < counts.most) & (again.x.gather(1, place)[:, 0] > -torch.inf) & good[:, 0]
