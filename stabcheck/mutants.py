@@ -39,7 +39,7 @@ class Kill:
 
     @property
     def killed(self) -> bool:
-        return self.outcome == "failed" and self.small
+        return self.outcome == "failed" and self.small and self.kind != "crash"  # none is made to raise
 
 
 class Listener:
@@ -119,7 +119,8 @@ def _cells(kill: Kill, kernel: Kernel) -> list[str]:
         return [kill.mutant, kill.law, "not run", "", "", "", allowed]
     if kill.outcome == "passed":
         return [kill.mutant, kill.law, "not noticed", "", f"{kill.seconds:.2f}", "", allowed]
-    result = kill.kind if kill.small else f"{kill.kind}, too large" if kill.kind else "error"
+    noticed = {"crash": "crashed", "": "error"}.get(kill.kind, f"{kill.kind}, too large")
+    result = kill.kind if kill.killed else noticed
     return [kill.mutant, kill.law, result, str(kill.examples), f"{kill.seconds:.2f}", f"{kill.rows} × {kill.vocab}", allowed]
 
 

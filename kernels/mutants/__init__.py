@@ -2,5 +2,6 @@
 
 from importlib import import_module
 
-for _name in ("softmax_scaling", "softmax_tiles", "softmax_memory", "softmax_wrong", "logsumexp", "cross_entropy", "token_logprob", "filtering"):
+SOFTMAX = ("softmax_scaling", "softmax_tiles", "softmax_memory", "softmax_wrong")
+for _name in (*SOFTMAX, "logsumexp", "cross_entropy", "token_logprob", "filtering", "sampling", "speculative"):
     import_module(f"{__name__}.{_name}")
