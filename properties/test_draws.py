@@ -14,6 +14,7 @@ from stabcheck.laws import law
     traits=["draws"],
     gpu=True,
     row_local=False,
+    max_vocab=65537,
     weight=0.25,
 )
 def test_draws(case):

@@ -14,6 +14,7 @@ from stabcheck.laws import law
     requires="stream",
     gpu=True,
     row_local=False,
+    max_vocab=16385,
     weight=0.25,
 )
 def test_losslessness(case):

@@ -8,6 +8,13 @@ from stabcheck.draws import pair_independence
 from stabcheck.laws import law
 
 
-@law("draws at neighbouring positions and of neighbouring seeds are independent", traits=["draws"], gpu=True, row_local=False, weight=0.1)
+@law(
+    "draws at neighbouring positions and of neighbouring seeds are independent",
+    traits=["draws"],
+    gpu=True,
+    row_local=False,
+    max_vocab=16385,
+    weight=0.1,
+)
 def test_pairs(case):
     yield from pair_independence(case)

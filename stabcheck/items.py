@@ -146,7 +146,8 @@ def _test(trial: Trial, profile: str | None) -> Callable[[], None]:
     key = f"{trial.law.name} {trial.kernel.target} {trial.kernel.id} {trial.dtype}"
     drawn_test._hypothesis_internal_add_digest = key.encode()  # type: ignore[attr-defined]
     on_gpu = trial.device.is_gpu
-    space = space_for(trial.kernel, trial.dtype, **LIMITS[on_gpu], fixed_options=trial.law.fixed_options(trial.kernel))
+    limits = LIMITS[on_gpu] | {"max_vocab": min(LIMITS[on_gpu]["max_vocab"], trial.law.max_vocab)}
+    space = space_for(trial.kernel, trial.dtype, **limits, fixed_options=trial.law.fixed_options(trial.kernel))
     weight = trial.law.weight if on_gpu else min(trial.law.weight, CPU_WEIGHT) * operation(trial.kernel.operation).interpreted
     if trial.kernel.mutant:
         profile, weight = "gate", MUTANT_WEIGHT  # the same examples in every run, and enough of them
