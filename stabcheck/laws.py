@@ -32,7 +32,7 @@ class Law:
     at their defaults. requires: what it needs of the kernel, as a field name that must be truthy. promised: a policy the kernel must have
     declared before the law runs on a GPU, where breaking it could cost the device's context. dtypes: of the logits it is put to.
     row_local: each row fails or holds by itself, so the shrinker may try many rows in one launch. once: runs one fixed case instead of
-    drawn ones, of `vocab` columns. max_vocab: of drawn inputs, for laws that run one row very often. big: needs tens of GiB of device memory.
+    drawn ones, of `vocab` columns. max_vocab: of drawn inputs, for laws that run one row very often. big: needs tens of GiB of memory.
     """
 
     name: str
