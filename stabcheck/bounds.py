@@ -21,6 +21,7 @@ from stabcheck.floats import Format
 
 MOST_NEGATIVE = 1e6  # exp(-1e6) = 0 in any format
 MOST_ERROR = 300.0  # a larger error of an exponent is as vacuous, and expm1 of it still finite
+VACUOUS = torch.finfo(torch.float64).max  # the bound where an error reached that: any finite value will do, however small p = exp(z) is
 TINY_T = 2.0**-92
 
 

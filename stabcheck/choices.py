@@ -14,8 +14,9 @@ from stabcheck.cases import Case
 from stabcheck.devices import U
 from stabcheck.floats import by_name
 from stabcheck.operations.base import Results, of_columns
-from stabcheck.operations.filters import FILTERS, sorted_rows
+from stabcheck.operations.filters import FILTERS
 from stabcheck.operations.sample import POSITIONS, SEEDS
+from stabcheck.operations.sorted_rows import sorted_rows
 from stabcheck.operations.verify_speculative import Chain
 from stabcheck.variations import either, random_order, with_columns_masked
 from stabcheck.verdicts import Comparison
@@ -76,6 +77,9 @@ def nucleus(case: Case) -> Iterator[Comparison]:
     free = None if exact.free is None else exact.free[:, 0]
     free = either(batch.logits.isinf().all(-1) | (batch.inputs["temperature"] == 0), free)
     yield Comparison(torch.maximum(p, mass), mass, slack, free, kind="wrong", what="p with the mass kept, where that is smaller")
+    if case.contract.policies["top_p_ties"] == "keep_all":  # all that tie with the least token
+        last = (kept * (rows.places + 1)).amax(-1).clamp(min=1)
+        least = torch.where(kept & rows.near(last, case.contract), share, 0.0).sum(-1)
     without = torch.where(kept.sum(-1) > 1, mass - least, 0.0)
     yield Comparison(
         torch.maximum(p, without), p, slack, free, kind="wrong", what="the mass without the least token kept with p, where larger"
@@ -177,7 +181,7 @@ def masked_draws(case: Case) -> Iterator[Comparison | list[Comparison]]:
     for batch, what in ((masked, "masked columns"), (with_all(case, masked, temperature=1e30), "masked columns, T = 1e30")):
         ids = case.run(batch)["ids"].long().clamp(0, case.recipe.vocab - 1)
         drawn = batch.logits.gather(1, ids[:, None])[:, 0] == -torch.inf
-        free = (batch.logits == -torch.inf).all(-1) | ~(batch.logits < torch.inf).all(-1)
+        free = case.expect(batch)["ids"].free
         yield Comparison(drawn, NOWHERE.to(drawn.device), 0.0, free, kind="out of support", what=f"{what}: 1 where a masked id was drawn")
 
 

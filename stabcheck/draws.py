@@ -20,7 +20,8 @@ from stabcheck.bounds import slope
 from stabcheck.cases import Case
 from stabcheck.choices import OFF, with_all
 from stabcheck.devices import U
-from stabcheck.operations.filters import Counts, Sorted, kept_counts, probabilities, sorted_rows, undefined
+from stabcheck.operations.filters import Counts, kept_counts, probabilities, undefined
+from stabcheck.operations.sorted_rows import Sorted, sorted_rows
 from stabcheck.registry import Function
 from stabcheck.statistics import CONFIRM, Interval, assertion, bin_ids, bin_sums, draws_needed, pair_table
 from stabcheck.verdicts import Comparison, summarise

@@ -142,7 +142,8 @@ def describe(recipe: Recipe) -> str:
 def _row(row: Row, fmt: Format, op: Operation) -> str:
     given = [(spec, row.input(spec.name, spec.default)) for spec in op.inputs]
     shown = [(spec, v) for k, (spec, v) in enumerate(given) if k == 0 or v != spec.default]  # the first always, others if unusual
-    scalars = [f"{spec.symbol or spec.name} = {FP32.text(v) if isinstance(v, float) else CODES.get(v, v)}" for spec, v in shown]
+    codes = {spec.name: CODES if spec.column else {} for spec in op.inputs}
+    scalars = [f"{spec.symbol or spec.name} = {FP32.text(v) if isinstance(v, float) else codes[spec.name].get(v, v)}" for spec, v in shown]
     extras = [] if row.mask.kind == "none" else [f"-inf {row.mask.kind}({row.mask.a}, {row.mask.b})"]
     extras += [f"x[{i}] = {fmt.text(v)}" for i, v in row.edits]
     return ", ".join([*scalars, f"logits = {_values(row.background, fmt)}", *extras])

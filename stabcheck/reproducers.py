@@ -122,8 +122,7 @@ def kernel_of(reproducer: Reproducer, allowed: Iterable[str]) -> Kernel:
     allowed = list(allowed)
     if len(allowed) == 1 and ":" in allowed[0]:
         return load(allowed, reproducer.operation)[0]
-    for target in (reproducer.target, *reproducer.functions.values(), *reproducer.routes.values()):
-        _check_allowed(reproducer.id, target.partition(":")[0], allowed)
+    _check_allowed(reproducer.id, reproducer.target.partition(":")[0], allowed)
     place, _, name = reproducer.target.partition(":")
     try:
         for kernel in load([place]):
@@ -131,6 +130,8 @@ def kernel_of(reproducer: Reproducer, allowed: Iterable[str]) -> Kernel:
                 return kernel
     except UsageError:
         pass  # nothing registered there: the function itself may do
+    for target in (*reproducer.functions.values(), *reproducer.routes.values()):
+        _check_allowed(reproducer.id, target.partition(":")[0], allowed)
     functions: dict[str, Any] = {role: function_of(target) for role, target in reproducer.functions.items() if role in FUNCTIONS}
     routes = {route: function_of(target) for route, target in reproducer.routes.items()}
     function, declared = function_of(f"{place}:{name}"), reproducer.declared

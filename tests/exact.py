@@ -56,3 +56,47 @@ def share_of_bound(exact, value, bound):
 def sane(row):
     """Rows that no policy rules."""
     return -inf < max(row) < inf and all(v == v for v in row)
+
+
+# ---- filters
+
+
+ROUNDING = 200 * 2.0**-24  # a generous multiple of what any kernel errs by, per column
+
+
+class Filters:
+    """A row under filters: sorted ids, and how many tokens each policy keeps. `near`: some comparison is as close as rounding."""
+
+    def __init__(self, x, t, k, p, min_p):
+        self.order = sorted(range(len(x)), key=lambda i: (-x[i], i))
+        self.x = [x[i] for i in self.order]
+        self.k, self.p, self.min_p, self.t, self.near = k, mpmath.mpf(p), mpmath.mpf(min_p), t, False
+        with mpmath.workdps(50):
+            z = [-mpmath.inf if v == -inf else (mpmath.mpf(v) - self.x[0]) / mpmath.mpf(t) for v in self.x] if t else [0] * len(x)
+            self.e = [mpmath.exp(v) for v in z]
+            self.running = [mpmath.fsum(self.e[:n]) for n in range(len(x) + 1)]
+            floor = mpmath.log(self.min_p) if min_p > 0 else -mpmath.inf
+            self.close_to_min_p = any(v and abs(v - floor) <= ROUNDING * len(x) * (1 + abs(floor)) for v in z if v > -mpmath.inf)
+
+    def end(self, n, ties):
+        """n, or behind the last that ties with place n − 1."""
+        return sum(v >= self.x[n - 1] for v in self.x) if ties == "keep_all" else n
+
+    def kept(self, order, top_k_ties, top_p_ties, crossing):
+        """How many are kept under these policies."""
+        vocab, everything = len(self.x), len(self.x)
+        if not self.t:
+            return 1
+        by_k = self.end(self.k if 0 < self.k < vocab else vocab, top_k_ties)
+        by_min_p = max(1, sum(v >= self.min_p for v in self.e)) if self.min_p > 0 else everything
+        self.near = self.min_p > 0 and self.close_to_min_p
+        base = {"top_k, top_p, min_p": by_k, "top_k & top_p, min_p": everything, "min_p, top_k, top_p": min(by_k, by_min_p)}[order]
+        return min(by_k, self.nucleus(base, crossing, top_p_ties) if self.p < 1 else everything, by_min_p)
+
+    def nucleus(self, base, crossing, ties):
+        """How many top-p keeps of the first `base`."""
+        with mpmath.workdps(50):
+            shares = [mass / self.running[base] for mass in self.running]
+            self.near |= any(abs(s - self.p) <= ROUNDING * len(self.x) * max(s, self.p) for s in shares)
+        last = [j for j in range(base) if (shares[j + 1] <= self.p if crossing == "dropped" else shares[j] < self.p)]
+        return self.end(max(last, default=0) + 1, ties)

@@ -69,6 +69,25 @@ def test_committed_recipes_have_every_code_of_a_column_and_options_of_every_sort
     assert {r.operation for r in turned} == {LSE, LOGPROB, LOSS}
 
 
+def test_committed_recipes_have_seeds_of_64_bits_positions_that_count_and_chains_of_every_length():
+    recipes = committed("filtered_probs", "sample", "verify_speculative")
+    given_to = {
+        name: [v for r in recipes if r.siblings > 1 for row in r.rows for n, v in row.inputs if n == name] for name in ("seed", "position")
+    }
+    assert min(given_to["seed"]) < -(2**32) and max(given_to["seed"]) > 2**31
+    assert max(given_to["position"]) > 2**31
+    assert {v for r in recipes for name, v in r.options if name == "drafts"} == {1, 2, 4}
+
+
+def test_positions_count_from_sibling_to_sibling_and_start_anew_at_each_archetype():
+    from planted_sampling import ids_of
+
+    made = ids_of([0.0, 1.0], [2.0, 0.0], position=[7, 2**40], seed=[5, -6]).with_(siblings=3)
+    inputs = materialise(made).inputs
+    assert inputs["position"].tolist() == [7, 8, 9, 2**40, 2**40 + 1, 2**40 + 2]
+    assert inputs["seed"].tolist() == [5] * 3 + [-6] * 3
+
+
 @given(recipes("temperature_softmax", "bf16"))
 @settings(max_examples=50, deadline=None)
 def test_materialising_again_gives_the_same_bits(recipe):

@@ -196,6 +196,28 @@ def test_findings_of_every_sort_of_law_fail_again(tmp_path, law):
     assert replayed(file) is not None
 
 
+def test_a_file_of_version_0_1_which_named_its_one_other_function_fails_again(tmp_path):
+    import planted
+
+    _, file = saved(tmp_path, right, "in_place", in_place=planted.softmaxes_twice_in_place)
+    data = json.loads(file.read_text())
+    assert data["functions"] == {"in_place": "planted:softmaxes_twice_in_place"}
+    file.write_text(
+        json.dumps({name: value for name, value in data.items() if name != "functions"} | {"in_place": data["functions"]["in_place"]})
+    )
+    assert read(file).functions == data["functions"]
+    assert replayed(file) is not None
+
+
+def test_a_file_of_version_0_1_without_another_function_fails_again(tmp_path):
+    _, file = saved(tmp_path)
+    data = json.loads(file.read_text()) | {"in_place": None}
+    del data["functions"]
+    file.write_text(json.dumps(data))
+    assert read(file).functions == {}
+    assert replayed(file) is not None
+
+
 def test_a_kernel_in_its_place_is_told_fixed(tmp_path):
     _, file = saved(tmp_path)
     (tmp_path / "other.py").write_text(KERNELS)
@@ -309,7 +331,7 @@ def test_a_replay_changes_no_file(tmp_path):
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("where", ["in_place", "routes", "target"])
+@pytest.mark.parametrize("where", ["functions", "in_place", "routes", "target"])
 def test_no_part_of_a_file_imports_what_nobody_named(tmp_path, monkeypatch, where):
     """A reproducer may come from a stranger: its other functions are no way round the question."""
     monkeypatch.chdir(tmp_path)
@@ -317,7 +339,14 @@ def test_no_part_of_a_file_imports_what_nobody_named(tmp_path, monkeypatch, wher
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
     (tmp_path / "stabcheck.kernels.evil.py").write_text("raise SystemExit('imported')")
     data = json.loads(file.read_text()) | {"target": "stabcheck.kernels.softmax:nope", "kernel": "nope"}
-    evil = {"in_place": "evil.py:f", "routes": {"a": "evil.py:f"}, "target": "stabcheck.kernels.evil.py:f"}
+    if where == "in_place":
+        del data["functions"]  # as version 0.1 wrote it
+    evil = {
+        "functions": {"noise": "evil.py:f"},
+        "in_place": "evil.py:f",
+        "routes": {"a": "evil.py:f"},
+        "target": "stabcheck.kernels.evil.py:f",
+    }
     data[where] = evil[where]
     file.write_text(json.dumps(data))
     with pytest.raises(UsageError, match="not imported unasked"):

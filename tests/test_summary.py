@@ -13,7 +13,7 @@ TALLY = {
     "vacuous": 0,
     "unsupported": 0,
     "killed_at": 0,
-    "total": {"failed": 0, "compared": 100, "free": 0, "ill": 25, "utilisation": 0.5},
+    "total": {"failed": 0, "compared": 100, "free": 0, "ill": 25, "utilisation": 0.5, "draws": 0, "chances": 0},
     "regimes": {"ties": 12345},
 }
 
@@ -39,6 +39,12 @@ def text(*items):
 def test_the_worst_use_of_a_bound_is_told_with_its_law():
     shown = text(item(utilisation=0.5), item(prop="masking", utilisation=0.754321))
     assert "temperature_softmax\nmine   fp32  0.754 masking" in shown
+
+
+def test_what_was_left_to_chance_is_told_with_how_likely_it_is_to_mislead():
+    by_chance = item(total=TALLY["total"] | {"draws": 2_000_000, "chances": 3})
+    assert "random draws: 4.0M in 6 assertions; all together\n  they fail by chance with probability " in text(by_chance, item(), by_chance)
+    assert "random draws" not in text(item())
 
 
 def test_sizes_add_up_and_are_short():

@@ -24,14 +24,14 @@ from stabcheck.operations.filters import (
     FILTER_ERRORS,
     FILTER_INPUTS,
     Counts,
-    Sorted,
+    exchangeable,
     kept_counts,
     policies,
     probabilities,
-    sorted_rows,
     undefined,
-    with_kept_first,
+    with_first,
 )
+from stabcheck.operations.sorted_rows import Sorted, sorted_rows
 
 
 def reference(batch: Batch, contract: Contract) -> dict[str, Expected]:
@@ -39,14 +39,15 @@ def reference(batch: Batch, contract: Contract) -> dict[str, Expected]:
     rows = sorted_rows(batch, contract)
     counts = kept_counts(rows, batch, contract)
     free = undefined(batch, rows, counts, contract).expand_as(batch.logits)
+    apart = counts.undecided | rows.to_columns(exchangeable(rows, counts, contract))
 
     def expected(rows: Sorted, n: torch.Tensor) -> Expected:
         value, bound = _with_edges(*probabilities(rows, n, contract), batch, contract)
-        return Expected(value, bound, free, apart=counts.undecided.expand_as(value), given=given)
+        return Expected(value, bound, free, apart=apart, given=given)
 
     def given(results: Results) -> Expected:
         kept = results["probs"] > 0
-        again = with_kept_first(rows, kept, counts, contract)
+        again = with_first(rows, kept.double(), counts, contract)
         return expected(again, kept_by(again, kept, counts, contract))
 
     return {"probs": expected(rows, counts.least)}

@@ -16,16 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 
 from stabcheck.batches import Batch
-from stabcheck.bounds import Contract, log_error, quotient_error, rounded, summation_error
+from stabcheck.bounds import MOST_ERROR, VACUOUS, Contract, log_error, quotient_error, rounded
 from stabcheck.devices import FLUSH, U
+from stabcheck.floats import FP32
 from stabcheck.operations.base import Input
-from stabcheck.operations.parts import shift
+from stabcheck.operations.sorted_rows import Sorted
 from stabcheck.operations.temperature_softmax import TEMPERATURES
 
 FILTERS = 3  # each may renormalise what it leaves
@@ -58,62 +58,6 @@ FILTER_INPUTS = (
 
 
 @dataclass(frozen=True)
-class Sorted:
-    """Rows sorted by logit, largest first, lowest id first among equals; [R, V] fp64 unless said otherwise.
-
-    order: [R, V] int64, the id at each place. x, z, e, kappa: logit, exponent, exponential and its error, at each place.
-    ends: [R, V] int64, the number of tokens whose logit is at least that of the place.
-    of_sum: relative error of a sum beyond that of its terms.
-    """
-
-    order: torch.Tensor
-    x: torch.Tensor
-    z: torch.Tensor
-    e: torch.Tensor
-    kappa: torch.Tensor
-    ends: torch.Tensor
-    of_sum: float
-
-    @cached_property
-    def places(self) -> torch.Tensor:
-        return torch.arange(self.x.shape[1], device=self.x.device).expand_as(self.x)
-
-    @cached_property
-    def mass(self) -> torch.Tensor:
-        """Σ e over the first 1, 2, … places."""
-        return self.e.cumsum(-1)
-
-    @cached_property
-    def error(self) -> torch.Tensor:
-        """Σ e·κ over the first 1, 2, … places."""
-        return (self.e * self.kappa).cumsum(-1)
-
-    def total(self, running: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
-        """[R, 1] a running sum over the first n [R] ≥ 1 places."""
-        return running.gather(1, n[:, None] - 1)
-
-    def end_of_ties(self, n: torch.Tensor) -> torch.Tensor:
-        """[R] n, moved behind the last token that ties with place n − 1."""
-        return self.ends.gather(1, n[:, None] - 1)[:, 0].clamp(min=1)
-
-    def to_columns(self, values: torch.Tensor) -> torch.Tensor:
-        """Values by place as values by id."""
-        return torch.empty_like(values).scatter_(1, self.order, values)
-
-
-def sorted_rows(batch: Batch, contract: Contract) -> Sorted:
-    """The rows of a batch in the order in which filters keep them. Rows of T = 0 are sorted as if T were 1."""
-    x = batch.logits.float() + 0.0  # fp32 holds every format; −0 and +0 are ties
-    t = batch.inputs["temperature"].double()[:, None]
-    parts = shift(x.double(), contract, t=torch.where(t == 0, 1.0, t), smallest_t=batch.smallest("temperature"))
-    values, order = x.sort(stable=True, dim=-1, descending=True)
-    flipped = (-values).contiguous()
-    ends = torch.searchsorted(flipped, flipped, right=True)
-    z, kappa = parts.z.gather(1, order), parts.kappa.gather(1, order)
-    return Sorted(order, values.double(), z, z.exp(), kappa, ends, summation_error(x.shape[1], contract))
-
-
-@dataclass(frozen=True)
 class Counts:
     """How many places are kept: `least` to `most`, [R] int64."""
 
@@ -134,17 +78,19 @@ def kept_counts(rows: Sorted, batch: Batch, contract: Contract) -> Counts:
     policy, vocab = contract.policies, rows.x.shape[1]
     everything = torch.full_like(batch.inputs["top_k"], vocab)
     whole = Counts(everything, everything)
-    k, min_p = _top_k(rows, batch.inputs["top_k"], policy), _min_p(rows, batch.inputs["min_p"].double(), contract)
+    k, min_p = _top_k(rows, batch.inputs["top_k"], contract), _min_p(rows, batch.inputs["min_p"].double(), contract)
     base = {ORDERS[0]: k, ORDERS[1]: whole, ORDERS[2]: k & min_p}[policy["order"]]
     nucleus = _top_p(rows, batch.inputs["top_p"].double(), base, contract)
     return _greedy(k & nucleus & min_p, batch, contract)
 
 
-def _top_k(rows: Sorted, k: torch.Tensor, policy: Mapping[str, str]) -> Counts:
+def _top_k(rows: Sorted, k: torch.Tensor, contract: Contract) -> Counts:
     vocab = rows.x.shape[1]
     n = torch.where((k <= 0) | (k >= vocab), vocab, k)
-    n = rows.end_of_ties(n) if policy["top_k_ties"] == "keep_all" else n
-    return Counts(n, n)
+    if contract.policies["top_k_ties"] == "lowest_id":
+        return Counts(n, n)
+    n = rows.end_of_ties(n)
+    return Counts(n, rows.end_of_near(n, contract))
 
 
 def _top_p(rows: Sorted, p: torch.Tensor, base: Counts, contract: Contract) -> Counts:
@@ -164,6 +110,8 @@ def _top_p(rows: Sorted, p: torch.Tensor, base: Counts, contract: Contract) -> C
         slack = share * torch.expm1(relative + 2 * rows.of_sum + FILTERS * quotient_error(contract)) + 2 * U * p[:, None]
         inside = (share + sign * slack <= p[:, None]) if including else (share + sign * slack < p[:, None])
         sides.append(_last(inside & (rows.places < n[:, None]), rows, contract.policies["top_p_ties"]))
+    if contract.policies["top_p_ties"] == "keep_all":
+        sides[1] = torch.minimum(rows.end_of_near(sides[1], contract), base.most)
     off = p >= 1
     return Counts(torch.where(off, base.least, sides[0]), torch.where(off, base.most, sides[1]))
 
@@ -171,7 +119,7 @@ def _top_p(rows: Sorted, p: torch.Tensor, base: Counts, contract: Contract) -> C
 def _min_p(rows: Sorted, min_p: torch.Tensor, contract: Contract) -> Counts:
     """exp(z), or a quotient of two probabilities, against min_p, or z against its logarithm; exp(z) = 1 exactly at the maximum."""
     floor = min_p.log()[:, None]
-    slack = rows.kappa + (contract.profile.exp + 2 * contract.profile.divide + 3) * U + log_error(floor, contract)
+    slack = rows.reach + (contract.profile.exp + 2 * contract.profile.divide + 3) * U + log_error(floor, contract)
     slack = slack + torch.where(min_p < FLUSH, torch.inf, 0.0)[:, None] * (rows.z < 0)  # a subnormal min_p may be flushed to 0
     ties = "keep_all"
     least = _last((rows.z - slack > floor) | (rows.z == 0), rows, ties)
@@ -194,20 +142,33 @@ def _greedy(counts: Counts, batch: Batch, contract: Contract) -> Counts:
     return Counts(torch.where(zero, 1, counts.least), torch.where(zero, 1, counts.most))
 
 
-def with_kept_first(rows: Sorted, kept: torch.Tensor, counts: Counts, contract: Contract) -> Sorted:
-    """The rows with tokens that nothing tells apart at the boundary re-sorted: those in `kept` [R, V] (by id) first.
+def choosy(contract: Contract) -> bool:
+    """Whether there may be tokens that nothing tells apart, of which the kernel chooses some."""
+    return contract.policies["top_p_ties"] == "any_id" or contract.error_model != "shift_first"
 
-    Ties of the value that crosses p under the policy any_id; and under scale_first, whose kernels compare x/T or probabilities after a
-    rounding, tokens whose exponents differ by no more than their errors: 2κ, and 4u for the rounding of two probabilities.
+
+def exchangeable(rows: Sorted, counts: Counts, contract: Contract) -> torch.Tensor:
+    """[R, V] bool, by place: tokens of which some are kept and some dropped though nothing tells them apart: the kernel chooses which.
+
+    Ties of the value that crosses p under the policy any_id; under scale_first, tokens that its rounding may merge.
     """
-    if contract.policies["top_p_ties"] != "any_id" and contract.error_model == "shift_first":
+    found = torch.zeros_like(rows.places, dtype=torch.bool)
+    if not choosy(contract):
+        return found
+    for n in (counts.least, counts.most):
+        near = rows.near(n, contract)
+        found = found | (near & (near & (rows.places >= n[:, None])).any(-1, keepdim=True))
+    return found
+
+
+def with_first(rows: Sorted, preference: torch.Tensor, counts: Counts, contract: Contract) -> Sorted:
+    """The rows with exchangeable tokens at the boundary re-sorted, the largest `preference` [R, V] (0 to 1, by id) first."""
+    if not choosy(contract):
         return rows
     level = rows.places.double()
     for n in (counts.least, counts.most):
-        edge, error = rows.total(rows.z, n), rows.total(rows.kappa, n)
-        reach = 0.0 if contract.error_model == "shift_first" else rows.kappa + error + 4 * U
-        level = torch.where((rows.z - edge).abs() <= reach, (n - 1).double()[:, None], level)
-    level = level - 0.5 * kept.gather(1, rows.order)  # places are whole numbers
+        level = torch.where(rows.near(n, contract), (n - 1).double()[:, None], level)
+    level = level - 0.5 * preference.gather(1, rows.order)  # places are whole numbers
     again = level.sort(stable=True, dim=-1).indices
     moved = {name: getattr(rows, name).gather(1, again) for name in ("order", "x", "z", "e", "kappa")}
     return replace(rows, **moved)
@@ -219,9 +180,11 @@ def probabilities(rows: Sorted, n: torch.Tensor, contract: Contract) -> tuple[to
     rel_i = expm1(κ_i + Σ_j p_j κ_j + 2·summation + 3·quotient): each filter may divide by a sum of what it leaves.
     """
     mass, dropped = rows.total(rows.mass, n), (rows.places >= n[:, None]) | (rows.x == -torch.inf)
-    p = rows.e / mass
-    shared = rows.total(rows.error, n) / mass + 2 * rows.of_sum + FILTERS * quotient_error(contract)
-    bound = rounded(p, torch.expm1(rows.kappa + shared), contract)
+    shared = (rows.total(rows.error, n) / mass).nan_to_num(torch.inf) + 2 * rows.of_sum + FILTERS * quotient_error(contract)
+    relative = rows.kappa + shared
+    vacuous = relative >= MOST_ERROR  # any value will do where the token is kept; its exact one may be below fp64
+    p = torch.where(vacuous, (rows.e / mass).nan_to_num(0.0).clamp(min=FLUSH), rows.e / mass)
+    bound = torch.where(vacuous, VACUOUS, rounded(p, torch.expm1(relative), contract))
     return rows.to_columns(p.masked_fill(dropped, 0.0)), rows.to_columns(bound.masked_fill(dropped, 0.0))
 
 
@@ -232,6 +195,9 @@ def undefined(batch: Batch, rows: Sorted, counts: Counts, contract: Contract) ->
     ordinary = (batch.logits < torch.inf).all(-1) & (t >= 0)
     if contract.policies.get("zero_temperature", "greedy") != "greedy":
         ordinary &= t > 0
+    if contract.error_model == "scale_first":  # x/T may overflow: such a kernel promises nothing there
+        x = batch.logits.double()
+        ordinary &= x.abs().masked_fill(x == -torch.inf, 0.0).amax(-1) / torch.where(t == 0, 1.0, t) <= FP32.max
     small = rows.x.abs() < FLUSH
     distinct = rows.x.masked_fill(~small, -1.0).amax(-1) > rows.x.masked_fill(~small, 1.0).amin(-1)
     edges = [rows.total(rows.x, n)[:, 0].abs() < FLUSH for n in (counts.least, counts.most)]

@@ -25,13 +25,14 @@ from stabcheck.operations.filters import (
     FILTER_ERRORS,
     FILTER_INPUTS,
     Counts,
-    Sorted,
+    choosy,
+    exchangeable,
     kept_counts,
     policies,
-    sorted_rows,
     undefined,
-    with_kept_first,
+    with_first,
 )
+from stabcheck.operations.sorted_rows import Sorted, sorted_rows
 from stabcheck.operations.temperature_softmax import TEMPERATURES
 
 SEEDS = (0, 1, 2, 42, -1, 2**31 - 1, 2**31, 2**32 + 1, 2**63 - 1, -(2**63), 0xDEADBEEF)
@@ -47,8 +48,9 @@ def reference(batch: Batch, contract: Contract) -> dict[str, Expected]:
     free = undefined(batch, rows, counts, contract)[:, 0] | (rows.x[:, 0] == -torch.inf)
     best = (score.masked_fill(rows.places >= counts.least[:, None], -torch.inf)).argmax(-1, keepdim=True)
     value = rows.order.gather(1, best)[:, 0]
-    close = score + slack >= _best(score - slack, counts.least)
-    rivals = close & (rows.places < counts.most[:, None]) & (rows.x > -torch.inf)
+    either = exchangeable(rows, counts, contract)
+    close = score + slack >= _best((score - slack).masked_fill(either, -torch.inf), counts.least)
+    rivals = close & (either | (rows.places < counts.most[:, None])) & (rows.x > -torch.inf)
 
     def given(results: Results) -> Expected:
         got = results["ids"].long()
@@ -77,7 +79,7 @@ def scores(rows: Sorted, log_e: torch.Tensor | None, contract: Contract) -> tupl
         return torch.zeros_like(rows.z), torch.zeros_like(rows.z)
     log_e = log_e.gather(1, rows.order)
     rounding = 3 * U * (rows.z.clamp(min=-1e6).abs() + log_e.abs())
-    slack = rows.kappa + contract.noise_error + log_error(log_e, contract) + quotient_error(contract) + rounding
+    slack = rows.reach + contract.noise_error + log_error(log_e, contract) + quotient_error(contract) + rounding
     return rows.z - log_e, slack
 
 
@@ -86,10 +88,13 @@ def _legal(rows: Sorted, got: torch.Tensor, counts: Counts, log_e: torch.Tensor 
     vocab = rows.x.shape[1]
     inside = (got >= 0) & (got < vocab)
     at = got.clamp(0, vocab - 1)[:, None]
-    chosen = torch.zeros_like(rows.order, dtype=torch.bool).scatter_(1, at, True)
-    again = with_kept_first(rows, chosen, counts, contract)
+    score, slack = scores(rows, log_e, contract)
+    again = rows
+    if choosy(contract):  # among exchangeable tokens the kernel may have kept this one and any others: those with the worst scores
+        worst_first = rows.to_columns(score).argsort(-1, descending=True).argsort(-1) / vocab
+        again = with_first(rows, worst_first.scatter(1, at, 1.0).double(), counts, contract)
+        score, slack = scores(again, log_e, contract)
     place = (again.order == at).to(torch.int8).argmax(-1, keepdim=True)
-    score, slack = scores(again, log_e, contract)
     fewest = torch.maximum(counts.least, place[:, 0] + 1)  # of the counts that keep the id
     good = (score + slack).gather(1, place) >= _best(score - slack, torch.minimum(fewest, counts.most))
     return inside & (place[:, 0] < counts.most) & (again.x.gather(1, place)[:, 0] > -torch.inf) & good[:, 0]

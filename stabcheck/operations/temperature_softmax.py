@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from stabcheck.batches import Batch
-from stabcheck.bounds import Contract, quotient_error, rounded
+from stabcheck.bounds import MOST_ERROR, VACUOUS, Contract, quotient_error, rounded
 from stabcheck.devices import FLUSH
 from stabcheck.floats import FP32
 from stabcheck.operations.base import Expected, Input, Operation, Output
@@ -37,7 +37,8 @@ def reference(batch: Batch, contract: Contract) -> dict[str, Expected]:
     m, p, kappa, quotient = parts.m, parts.p, parts.kappa, quotient_error(contract)
     shared = parts.of_d + quotient
     masked = x == -torch.inf
-    bound = rounded(p, torch.expm1(kappa + shared), contract).masked_fill_(masked, 0.0)
+    bound = rounded(p, torch.expm1(kappa + shared), contract)
+    bound = bound.masked_fill_(kappa + shared >= MOST_ERROR, VACUOUS).masked_fill_(masked, 0.0)
 
     def order() -> torch.Tensor:  # numerator errors only; the denominator is common, and at most a factor exp(shared) away
         slack = rounded(p * torch.exp(shared), torch.expm1(kappa + quotient), contract)

@@ -13,6 +13,7 @@ from stabcheck.floats import FORMATS
 from stabcheck.operations import operation
 from stabcheck.operations.base import IGNORED, LARGEST, SMALLEST
 from stabcheck.operations.temperature_softmax import TEMPERATURES
+from stabcheck.operations.verify_speculative import PROPOSALS
 from stabcheck.recipe import BACKGROUNDS, FANS, MASKS, Background, Mask, Recipe, Row, to_data
 from stabcheck.strategies import LAYOUTS, edges, values
 
@@ -81,7 +82,30 @@ def losses(n=60, seed=2027):
         yield Recipe(name, fmt.name, vocab, rows, pick((1, 2, 7, 40)), next(fans), seed * 577, next(layouts), chosen)
 
 
+def choices(n=45, seed=2028):
+    """n recipes of the operations on choices: filters, seeds of 64 bits, positions that count from sibling to sibling, coins."""
+    pick = random.Random(seed).choice
+    names, formats, layouts = cycle(("filtered_probs", "sample", "verify_speculative")), cycle(FORMATS.values()), cycle(LAYOUTS[-7:])
+    drawn = {spec.name: cycle(spec.values) for name in ("sample", "verify_speculative") for spec in operation(name).inputs}
+    fans, drafts, proposals = cycle(("reseed", "rotate", "ladder", "scale")), cycle((1, 2, 4)), cycle(PROPOSALS)
+    for seed in range(n):
+        name, fmt, vocab = next(names), next(formats), pick((1, 2, 3, 11, 65, 1025))
+        rows = tuple(
+            Row(
+                background(pick(BACKGROUNDS), vocab, fmt, pick),
+                Mask(pick(MASKS), pick((1, 2)), pick((1, 3))),
+                tuple((pick(edges(vocab, (64,))), pick((*values(fmt), *SPECIAL))) for _ in range(pick((0, 1, 2)))),
+                tuple((spec.name, next(drawn[spec.name])) for spec in operation(name).inputs),
+            )
+            for _ in range(pick((1, 3)))
+        )
+        chain = (("drafts", next(drafts)), ("proposal", next(proposals))) if name == "verify_speculative" else ()
+        fan = "rotate" if chain else next(fans)
+        yield Recipe(name, fmt.name, vocab, rows, pick((1, 2, 7, 40)), fan, seed * 547, next(layouts), chain)
+
+
 if __name__ == "__main__":
-    made = [{"digest": materialise(recipe).digest(), "recipe": to_data(recipe)} for recipe in (*softmaxes(), *losses())]
+    every = (*softmaxes(), *losses(), *choices())
+    made = [{"digest": materialise(recipe).digest(), "recipe": to_data(recipe)} for recipe in every]
     FILE.write_text("[\n" + ",\n".join(json.dumps(entry, sort_keys=True) for entry in made) + "\n]\n")
     print(f"{FILE.name}: {len(made)} recipes")

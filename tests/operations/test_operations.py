@@ -11,7 +11,9 @@ from stabcheck.operations import operation
 
 
 def test_an_unknown_operation_is_told_with_the_known_ones():
-    with pytest.raises(UsageError, match=r"unknown operation 'softmx'; stabcheck knows cross_entropy, logsumexp, .*temperature_softmax"):
+    with pytest.raises(
+        UsageError, match=r"unknown operation 'softmx'; stabcheck knows cross_entropy, filtered_probs, .*temperature_softmax"
+    ):
         operation("softmx")
 
 
