@@ -7,6 +7,7 @@ so errors stay relative to differences of logits. Exact ties go to the lowest id
            groups of 32 neighbours and spans of 256, with (m_s, d_s) where top-p needs the row's mass                     1 read
 `draw`     one program per row: folds the winners, or draws among candidates, or by passes over the row  ~0 or many reads
 
+EARLY: `draw` may be launched while the survey still runs (on GPUs that have programmatic dependent launch), and waits for it itself.
 INDEXED: a row's parameters are those of slot index[row]. LEVEL as in `filtering_device`; rows of up to 4096 need no survey.
 """
 
@@ -14,10 +15,11 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from stabcheck.kernels.filtering_candidates_device import candidates, keep, key_of, log2_of, scaling, total_of_few
-from stabcheck.kernels.filtering_device import groups_of, parameters, place_of, store_maxima, top_of, total_of_part, whole_row
 from stabcheck.kernels.filtering_general_device import threshold
+from stabcheck.kernels.filtering_rows_device import groups_of, parameters, place_of, store_maxima, top_of, total_of_part, whole_row
 from stabcheck.kernels.online_device import load_logits, row_of
 from stabcheck.kernels.race_device import winner, winner_among, winner_kept
 
@@ -37,8 +39,10 @@ def _slot(index, row, pool, INDEXED: tl.constexpr):
 def survey(
     x, temperature, top_k, top_p, min_p, seed, position, index, partials, groups, rows, vocab, tiles, pool, role, x_row, x_col,
     HAS_K: tl.constexpr, HAS_P: tl.constexpr, HAS_MIN: tl.constexpr, INDEXED: tl.constexpr, LEVEL: tl.constexpr, ALIGNED: tl.constexpr,
-    PARTS: tl.constexpr,
+    PARTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        gdc_launch_dependents()
     if ALIGNED:
         vocab = vocab // 16 * 16
     row, part = place_of()
@@ -102,6 +106,7 @@ def draw(
     x, temperature, top_k, top_p, min_p, seed, position, index, partials, groups, scratch, out, vocab, tiles, pool, role, x_row, x_col,
     HAS_K: tl.constexpr, HAS_P: tl.constexpr, HAS_MIN: tl.constexpr, INDEXED: tl.constexpr, LEVEL: tl.constexpr, SPANS: tl.constexpr,
     SHIFT: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr, PARTS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     if ALIGNED:
         vocab = vocab // 16 * 16
@@ -110,6 +115,8 @@ def draw(
     t, k, p, bound, filtered, greedy = parameters(temperature, top_k, top_p, min_p, slot, vocab, HAS_K, HAS_P, HAS_MIN)
     key, place = tl.load(seed + slot), tl.load(position + slot)
     x = row_of(x, row, x_row, ALIGNED)
+    if EARLY:
+        gdc_wait()  # for the survey; all above was there before it
     parts = tiles * PARTS
     partials += row.to(tl.int64) * parts * 3
     if LEVEL == 0:

@@ -24,14 +24,14 @@ def _filter_inputs(point: Point) -> Inputs:
     return logits_of(point), temperature_of(point), k, p, min_p
 
 
-def _sample(*used: bool) -> Run:
-    """Our draw with some of the filters."""
+def _sample(used: int) -> Run:
+    """Our draw with the first of top-k, top-p and min-p."""
 
     def run(logits: torch.Tensor, temperature: torch.Tensor, *rest: torch.Tensor) -> Any:
         from stabcheck.kernels.sampling import sample
 
-        filters = (tensor if use else None for tensor, use in zip(rest, used, strict=False))
-        return sample(logits, temperature, *filters, *rest[3:])
+        top_k, top_p, min_p = (tensor if i < used else None for i, tensor in enumerate(rest[:3]))
+        return sample(logits, temperature, top_k, top_p, min_p, *rest[3:])
 
     return run
 
@@ -93,8 +93,8 @@ SAMPLE = Benchmark(
     inputs=_sample_inputs,
     moves="the logits read once",
     moved=lambda inputs: inputs[0].nbytes,
-    ours=_sample(),
-    variants={"ours, k and p": _sample(True, True), "ours, k, p and min-p": _sample(True, True, True)},
+    ours=_sample(0),
+    variants={"ours, k and p": _sample(2), "ours, k, p and min-p": _sample(3)},
     peers={
         "torch multinomial": lambda: _multinomial,
         "torch race": lambda: _race,
