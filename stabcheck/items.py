@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import seed as seeded
 
 from stabcheck.devices import Device
 from stabcheck.findings import Broken, Finding, broken
@@ -107,6 +108,7 @@ def items_for(
     collector: Any, name: str, laws: list[Law], kernels: list[Kernel], device: Device, profile: str | None, report_dir: Path
 ) -> Iterator[LawItem]:
     """The items of some laws and kernels, named so that -k finds each part."""
+    asked = collector.config.getoption("--hypothesis-seed", None)
     for law in laws:
         for kernel in kernels:
             if kernel.mutant and law.name not in kernel.mutant.killed_by:
@@ -114,7 +116,7 @@ def items_for(
             for dtype in _dtypes(law, kernel):
                 trial = Trial(kernel, law, dtype, device)
                 parts = [kernel.operation, kernel.name, dtype] if name.removeprefix("test_") == law.name else [law.name, dtype]
-                item = LawItem.from_parent(collector, name=f"{name}[{'-'.join(parts)}]", callobj=_test(trial, profile))
+                item = LawItem.from_parent(collector, name=f"{name}[{'-'.join(parts)}]", callobj=_test(trial, profile, asked))
                 if law.big:
                     item.add_marker(pytest.mark.big)
                 item.trial, item.report_dir, item.why_not = trial, report_dir, law.why_not(kernel, device)
@@ -128,8 +130,11 @@ def _dtypes(law: Law, kernel: Kernel) -> tuple[str, ...]:
     return tuple(d for d in (kernel.dtypes[:1] if kernel.mutant else kernel.dtypes) if d in law.dtypes)
 
 
-def _test(trial: Trial, profile: str | None) -> Callable[[], None]:
-    """The Hypothesis test of a trial, or a plain one for laws that run a fixed case."""
+def _test(trial: Trial, profile: str | None, asked: str | None) -> Callable[[], None]:
+    """The Hypothesis test of a trial, or a plain one for laws that run a fixed case.
+
+    asked: the seed of the command line. Each trial gets one of its own made of it; else all would draw the same examples.
+    """
     if trial.law.once:
 
         def fixed() -> None:
@@ -147,12 +152,14 @@ def _test(trial: Trial, profile: str | None) -> Callable[[], None]:
     drawn_test._hypothesis_internal_add_digest = key.encode()  # type: ignore[attr-defined]
     on_gpu = trial.device.is_gpu
     limits = LIMITS[on_gpu] | {"max_vocab": min(LIMITS[on_gpu]["max_vocab"], trial.law.max_vocab)}
+    if not on_gpu:
+        limits["max_rows"] = min(limits["max_rows"], operation(trial.kernel.operation).interpreted)
     space = space_for(trial.kernel, trial.dtype, **limits, fixed_options=trial.law.fixed_options(trial.kernel))
-    weight = trial.law.weight if on_gpu else min(trial.law.weight, CPU_WEIGHT) * operation(trial.kernel.operation).interpreted
+    weight = trial.law.weight if on_gpu else min(trial.law.weight, CPU_WEIGHT)
     if trial.kernel.mutant:
         profile, weight = "gate", MUTANT_WEIGHT  # the same examples in every run, and enough of them
     test: Callable[[], None] = settings_for(profile, on_gpu, weight)(given(recipe=drawn(space))(drawn_test))
-    return test
+    return test if asked is None else seeded(f"{asked} {key}")(test)
 
 
 def _findings(raised: BaseException) -> tuple[list[Finding], bool]:

@@ -131,7 +131,7 @@ class Operation:
     traits:       what laws may assume, and which options must keep their defaults for it.
     error_models: what a kernel may declare, the contract first and each looser than the one before; with advice to who breaks the first.
     output:       dtype of its declared outputs unless the kernel says otherwise: "input" or "fp32".
-    interpreted:  share of examples through the interpreter, where programs run one after another: less for kernels of many steps.
+    interpreted:  most rows of a batch through the interpreter, where programs run one after another: fewer for kernels of many steps.
     call:         how a kernel is called; its source stands in standalone scripts, so it uses torch only.
     """
 
@@ -145,7 +145,7 @@ class Operation:
     options: tuple[Option, ...] = ()
     error_models: Mapping[str, str] = field(default_factory=lambda: {"shift_first": ""})
     output: str = "input"
-    interpreted: float = 1.0
+    interpreted: int = 24
     call: Callable[..., Any] = call
 
     def default_policies(self) -> dict[str, str]:

@@ -88,5 +88,5 @@ OPERATION = Operation(
     },
     error_models=FILTER_ERRORS,
     output="fp32",
-    interpreted=0.4,
+    interpreted=6,
 )

@@ -119,6 +119,6 @@ OPERATION = Operation(
     reference=reference,
     traits={"filters": (), "draws": (), "ids": ()},
     output="fp32",
-    interpreted=0.4,
+    interpreted=6,
     error_models=FILTER_ERRORS,
 )
