@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import stabcheck
+from stabcheck.errors import UsageError
 from stabcheck.kernels import filtering_device as device
 from stabcheck.kernels.rows import LANES, TILE, aligned, check_choice, check_logits, check_per_row
 
@@ -50,6 +51,8 @@ def filtered_probs(
     UsageError: arguments that do not fit together, or an unknown route; the message names the value and the cure.
     """
     check_logits(logits, device.survey)
+    if temperature is None:
+        raise UsageError("temperature is None; pass one per row: only filters may be None, which is off")
     check_per_row("temperature", temperature, torch.float32, logits)
     filters = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
     for name, tensor in filters.items():
@@ -116,13 +119,13 @@ def _launch(
 ) -> None:
     rows, vocab = logits.shape
     tensors, has = filled(filters, temperature)
-    tiles, partials, groups, scratch = workspace(logits, level, any(has))
+    tiles, partials, groups, scratch = workspace(logits, level, True)  # a greedy row looks for candidates without any filter
     wide, parts = aligned(logits), parts_of(logits)
     strides: Any = logits.stride()
     selection = torch.empty((rows, 5), dtype=torch.float32, device=logits.device)
     if level > 1:
         device.survey[survey_grid(rows, tiles * parts)](
-            logits, temperature, partials, groups, vocab, tiles, rows, *strides, wide, level == 2 and any(has), parts, num_warps=1
+            logits, temperature, partials, groups, vocab, tiles, rows, *strides, wide, level == 2, parts, num_warps=1
         )
     device.select[(rows,)](
         logits, temperature, *tensors, partials, groups, scratch, selection, vocab, tiles, *strides,

@@ -58,6 +58,9 @@ def sample(
     UsageError: arguments that do not fit together, or an unknown route; the message names the value and the cure.
     """
     check_logits(logits, device.survey)
+    for name, tensor in (("temperature", temperature), ("seed", seed), ("position", position)):
+        if tensor is None:
+            raise UsageError(f"{name} is None; pass a tensor of one per row: only top_k, top_p and min_p may be None, which is off")
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed, "position": position}
     if index is None:
         for name, tensor in given.items():

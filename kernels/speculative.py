@@ -94,8 +94,10 @@ def _check(target_probs: torch.Tensor, draft_probs: torch.Tensor | None, draft_i
         "coins": (coins, torch.float32, (requests, positions)),
     }
     for name, (tensor, dtype, shape) in wanted.items():
-        if tensor is None:
+        if tensor is None and name == "draft_probs":
             continue
+        if tensor is None:
+            raise UsageError(f"{name} is None; pass a tensor: only draft_probs may be None, which is one-hot drafts")
         if tensor.shape != shape:
             raise UsageError(
                 f"{name} has shape {list(tensor.shape)} but target_probs have {list(target_probs.shape)}; pass shape {list(shape)}"

@@ -16,18 +16,19 @@ from functools import lru_cache
 import torch
 
 from stabcheck.batches import Batch
-from stabcheck.bounds import slope
+from stabcheck.bounds import slope, summation_error
 from stabcheck.cases import Case
 from stabcheck.choices import OFF, with_all
 from stabcheck.devices import U
-from stabcheck.operations.filters import Counts, kept_counts, probabilities, undefined
+from stabcheck.operations.filters import Counts, exchangeable, kept_counts, probabilities, undefined
 from stabcheck.operations.sorted_rows import Sorted, sorted_rows
 from stabcheck.registry import Function
-from stabcheck.statistics import CONFIRM, Interval, assertion, bin_ids, bin_sums, draws_needed, pair_table
+from stabcheck.statistics import ALPHA, CONFIRM, MOST_BINS, Interval, assertion, bin_ids, bin_sums, draws_needed, pair_table
 from stabcheck.verdicts import Comparison, summarise
 
 EFFECT = 0.01  # total variation that each assertion is sized to find, wherever the mass lies
 GAPS = {12: 0.07, 14: 0.07, 16: 0.07, 18: 0.1, 20: 0.25}  # gap of the tail below the head -> deficit of its mass to be found
+LEAST_EFFECT = 1e-5  # of a tail's mass; a smaller one takes more than 10^8 draws
 ELEMENTS_AT_ONCE = 1 << 29  # of logits read by one launch
 COPIED_AT_ONCE = 1 << 26  # where the kernel takes no row stride of 0
 TEMPERED = 4.0  # units from the mean of a row to its maximum, at the temperature that spreads its mass
@@ -57,9 +58,9 @@ class Bins:
 
 
 @lru_cache(maxsize=8)
-def usual_size(effect: float = EFFECT, share: float = 0.5) -> int:
-    """Draws that find an effect of this total variation in a bin of any share, of as many bins as there may be."""
-    return draws_needed(share, effect)
+def usual_size(cells: int = MOST_BINS + 1) -> int:
+    """Draws that find EFFECT in a cell of any share, of as many as there may be."""
+    return draws_needed(0.5, EFFECT, ALPHA / cells)
 
 
 def make_bins(value: torch.Tensor, low: torch.Tensor, high: torch.Tensor, order: torch.Tensor, kept: int) -> Bins:
@@ -79,6 +80,8 @@ def bins_of(case: Case, row: Batch) -> Bins | None:
     counts = kept_counts(rows, row, case.contract)
     if bool(undefined(row, rows, counts, case.contract)) or int(counts.most) == 1 or bool(rows.x[0, 0] == -torch.inf):
         return None
+    if bool(exchangeable(rows, counts, case.contract).any()):
+        return None  # which of some tokens are kept is the kernel's choice
     value, low, high = _realised(case, rows, counts)
     return make_bins(value, low, high, rows.order[0], max(1, min(int(counts.least), int((rows.e[0] > 0).sum()))))
 
@@ -192,7 +195,7 @@ def pair_independence(case: Case) -> Iterator[Comparison]:
                 return pair_table(first, second, len(bins.names)), size
 
             low, high = (torch.outer(side, side) for side in (bins.low, bins.high))
-            interval, drawn, made = confirmed(measure, low, high, usual_size())
+            interval, drawn, made = confirmed(measure, low, high, usual_size(len(names)))
             yield told(interval, 2 * made, names, f"{drawn} pairs of neighbouring {how}")
 
 
@@ -215,8 +218,8 @@ def tail_mass(case: Case, gap: int, deficit: float) -> Iterator[Comparison]:
     row = row.with_logits(logits)
     if (bins := bins_of(case, row)) is not None:
         most, least = float(1 - bins.low[0]), float(1 - bins.high[0])  # of the tail: bin 0 is the argmax
-        if (effect := deficit * least - (most - least)) <= 0:
-            return  # a CPU may sum in any order, and its bounds let more than the deficit pass
+        if (effect := deficit * least - (most - least)) < LEAST_EFFECT:
+            return  # too few tokens to have a tail; or a CPU, which may sum in any order: its bounds let more than the deficit pass
         interval, drawn, made = confirmed(drawing(case, row, bins), bins.low, bins.high, draws_needed(most, effect))
         yield told(interval, made, bins.names, f"{drawn} draws, a head and {vocab - 1} tokens {gap} below it")
 
@@ -226,7 +229,8 @@ def same_draws(case: Case, route: Function, what: str) -> Iterator[Comparison]:
 
     Both add the same noise to scores that may differ by rounding, so ids differ only where the two best scores are closer than that, δ. The
     gap of the two best scores under Gumbel noise has P(gap < δ) ≤ 1 − e^{−δ}: given the winner of weight p, the gap exceeds δ with
-    probability 1/(p + (1 − p)e^δ). Siblings have positions of their own, so they are independent; archetypes may share theirs.
+    probability 1/(p + (1 − p)e^δ). Where ids come from an inverse CDF instead, they differ where the uniform lies within the error of a
+    sum of one of V boundaries. Siblings have positions of their own, so they are independent; archetypes may share theirs.
     """
     if not case.batch.logits.numel():
         return
@@ -234,7 +238,9 @@ def same_draws(case: Case, route: Function, what: str) -> Iterator[Comparison]:
     decided = (batch.logits < torch.inf).all(-1) & (batch.logits > -torch.inf).any(-1)
     differ = ((case.run(batch, route)["ids"] != case.run(batch)["ids"]) & decided).sum().double()[None]
     delta = 2 * (slope(case.contract, batch.inputs["temperature"]) + case.contract.profile.log + 4) * U * LARGEST_SCORE
-    region = assertion(differ, case.recipe.siblings, torch.zeros_like(differ), torch.full_like(differ, -math.expm1(-delta)))
-    most, rows = region.high * len(case.recipe.rows), len(batch.logits)
+    near = -math.expm1(-delta) + 2 * case.recipe.vocab * summation_error(case.recipe.vocab, case.contract)
+    archetypes, rows = len(case.recipe.rows), len(batch.logits)
+    share = torch.full_like(differ, min(near, 1.0))
+    most = archetypes * assertion(differ, case.recipe.siblings, torch.zeros_like(differ), share, ALPHA / archetypes).high
     what = f"{what}: rows of {rows} whose ids differ"
     yield Comparison(differ, most / 2, most / 2, kind="wrong", what=what, aligned=False, draws=rows)

@@ -17,6 +17,7 @@ from stabcheck.errors import UsageError
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
 
+MOST_NOISE_ERROR = 1e-3  # beyond, the oracle of the draws would grant nearly any id
 DTYPES = ("fp32", "bf16", "fp16")
 FUNCTIONS = ("in_place", "pooled", "noise", "stream")  # fields of a kernel that are functions beside the kernel's own
 
@@ -164,6 +165,13 @@ def _check_declared(made: Kernel) -> None:
     declared = overwrites is not None and overwrites.dtype == "declared"
     narrow = made.in_place and declared and (made.output or of.output) == "fp32" and made.dtypes != ("fp32",)
     _check(not narrow, "output is 'fp32' with in_place; a result in place has the logits' dtype: register it as a kernel of its own")
+    error = made.noise_error
+    _check(
+        isinstance(error, int | float) and 0 <= error <= MOST_NOISE_ERROR,
+        f"noise_error is {error!r}; pass 0 to {MOST_NOISE_ERROR}, relative",
+    )
+    for role, trait in (("noise", "draws"), ("stream", "verifies")):
+        _check(getattr(made, role) is None or trait in of.traits, f"{made.operation} has no use for {role}=; leave it out")
     helpers = [(role, getattr(made, role)) for role in FUNCTIONS]
     for role, function in (*helpers, *made.routes.items()):
         _check(function is None or callable(function), f"{role} is {function!r}, not callable; pass a function")

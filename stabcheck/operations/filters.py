@@ -51,7 +51,7 @@ FILTER_ERRORS = {"shift_first": "", "scale_first": MERGED}
 
 FILTER_INPUTS = (
     Input("temperature", TEMPERATURES, ladder=True, under=("zero_temperature", "greedy", (0.0,) * 3), symbol="T"),
-    Input("top_k", (0, 1, 2, 3, 5, 50, 64, 65, 127, 128, 129, 1000, 5000, -1, 2**40)),
+    Input("top_k", (0, 1, 2, 3, 5, 50, 64, 65, 127, 128, 129, 1000, 5000, 20000, 40000, 130000, -1, 2**40, 2**31 + 2, 2**32 + 2)),
     Input("top_p", (1.0, 0.9, 0.5, 0.1, 0.7, 0.82, 0.95, 0.999, 1 - 2.0**-24, 0.3, 1e-3, 1e-6, 2.0**-149, 0.0)),
     Input("min_p", (0.0, 0.1, 0.05, 0.5, 0.3, 1e-3, 1e-6, 1e-20, 1e-37, 2.0**-149, 1.0)),
 )

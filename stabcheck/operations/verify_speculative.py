@@ -13,7 +13,7 @@ Draft j is accepted iff coin_j · q_j(d_j) < p_j(d_j), after those before it. At
 residual max(p_a − q_a, 0), normalised, by inverse CDF in the order of ids at the last coin: the first e with Σ_{i ≤ e} r_i > coin_K · Σ r;
 where p ≤ q everywhere, from p_a. If none is rejected, e comes from p_K. A token of probability zero is never emitted, whatever the coins.
 
-Here the chain is made of one row of logits, so that every law on rows holds: p_j is its softmax rolled by j columns, d_j = draft + j, and
+Here the chain is made of one row of logits, so that every law on rows holds: p_j is its softmax rolled by j columns, d_j = draft + 2j, and
 q_j is what the option `proposal` says. A row whose probabilities are NaN may give any ids in range.
 """
 
@@ -43,23 +43,33 @@ def call(
     drafts: int = 1,
     proposal: str = "rolled",
 ) -> tuple[torch.Tensor, ...]:
-    """Build the chain, verify it, and return (accepted [R], the token emitted [R], how many entries of ids are out of place [R])."""
+    """Build the chain, verify it, and return, [R] each: drafts accepted, the token emitted, what is amiss.
+
+    Amiss are entries of ids that are not what they must be, and elements of the kernel's inputs that it changed. Where the logits are not
+    contiguous, what is made of them is not, either.
+    """
     vocab, steps = logits.shape[1], torch.arange(drafts + 1, device=logits.device)
     rolled = torch.stack([logits.double().roll(j, -1) for j in range(drafts + 2)], 1)
     p = rolled[:, :-1].softmax(-1).float()
     here, next_ = rolled[:, :-2], rolled[:, 1:-1]
     sources = {"rolled": next_, "equal": here, "flat": torch.zeros_like(here), "sharper": 2 * here}
     q = sources[proposal].softmax(-1).float() if proposal != "one_hot" else None
-    d = (draft[:, None] + steps[:-1]) % vocab
+    d = (draft[:, None] + 2 * steps[:-1]) % vocab  # by two, so that no two positions have the same pair of probabilities
     coins = ((coin.double()[:, None] + steps * 0.6180339887498949) % 1).float().clamp(max=1 - 2.0**-24)
     coins = torch.where(coin[:, None] == 0, 0.0, torch.where(steps == 0, coin[:, None], coins))
     coins = torch.cat([coins[:, :-1], last[:, None]], 1)
+    if not logits.is_contiguous():
+        p = torch.nn.functional.pad(p, (0, 3))[..., :vocab]
+        q = torch.nn.functional.pad(q, (0, 5))[..., :vocab] if q is not None else None
+    given = [t for t in (p, q, d, coins) if t is not None]
+    before = [t.clone() for t in given]
     accepted, ids = function(p, q, d, coins)
+    changed = sum(((a != b) & ((a == a) | (b == b))).flatten(1).sum(-1) for a, b in zip(given, before, strict=True))
     if accepted.shape != draft.shape or ids.shape != coins.shape or accepted.dtype.is_floating_point or ids.dtype.is_floating_point:
         raise TypeError(f"returned accepted {list(accepted.shape)} {accepted.dtype} and ids {list(ids.shape)} {ids.dtype}")
     place = accepted.long().clamp(0, drafts)[:, None]
     wanted = torch.where(steps < place, torch.cat([d, d[:, :1]], 1), -1)
-    misplaced = ((ids != wanted) & (steps != place)).sum(-1)
+    misplaced = ((ids != wanted) & (steps != place)).sum(-1) + changed
     return accepted.long(), ids.long().gather(1, place)[:, 0], misplaced
 
 
@@ -177,6 +187,6 @@ OPERATION = Operation(
     policies={},
     reference=reference,
     traits={"accurate": (), "ids": (), "verifies": ()},
-    options=(Option("drafts", (1, 2, 4)), Option("proposal", PROPOSALS, PROPOSALS)),
+    options=(Option("drafts", (1, 2, 4, 7)), Option("proposal", PROPOSALS, PROPOSALS)),
     call=call,
 )

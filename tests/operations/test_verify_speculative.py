@@ -98,7 +98,7 @@ def test_accepted_and_emitted_are_those_of_fractions(name, drafts, proposal):
             if margin > SLACK and near > SLACK:
                 clear += 1
                 assert e["emitted"].value[row] == token, (draft, GRID[row])
-    assert clear >= (10 if len(ROWS[name]) > 1 else 0)
+    assert clear >= (10 if len(ROWS[name]) > 1 and proposal != "equal" else 0)  # equal: a rejection leaves no residual to draw from
 
 
 @pytest.mark.parametrize(("name", "drafts", "proposal"), CASES)
@@ -129,7 +129,7 @@ def test_the_chain_is_one_row_of_logits_rolled():
             for i in range(4):
                 assert abs(mpmath.mpf(float(p[step][i])) / shares[(i - step) % 4] - 1) < 2 * U
         assert q == p[1:]  # "rolled": a draft comes from the next row
-    assert drafts == [3, 0]
+    assert drafts == [3, 1]
     assert [float(c) for c in coins] == pytest.approx([0.25, 0.868034, 0.7], abs=1e-6)
 
 
