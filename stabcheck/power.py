@@ -97,5 +97,5 @@ def _write(out_dir: Path, found: list[dict[str, Any]], device: Device) -> None:
     rows = [[str(line[key]) for key in ("what", "runs", "alarms", "wanted", "assertions", "draws")] for line in found]
     head = ["sampler and law", "runs", "runs with an alarm", "wanted", "assertions", "draws"]
     table = "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-    text = f"Each assertion fails by chance with probability {ALPHA:g} at most. Command: `{about['command']} --out {out_dir}`"
+    text = f"Each assertion fails by chance with probability {ALPHA:g} at most. Command: `{about['command']} --out reports/h200`"
     (out_dir / "power.md").write_text(f"# Power of the laws with statistics on {device}\n\n{text}; torch {about['torch']}.\n\n{table}\n")
