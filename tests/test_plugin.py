@@ -226,7 +226,7 @@ test_loss = stabcheck.suite(
 
 
 def test_torchs_own_cross_entropy_breaks_laws_by_what_it_makes_non_finite_only(project, pytester):
-    """Its backward multiplies exp(NaN) with 0, so that an ignored row of NaN has a gradient of NaN; smoothed losses overflow in their sum."""
+    """Its backward multiplies exp(NaN) with 0: an ignored row of NaN has a gradient of NaN; smoothed losses overflow in their sum."""
     ran = project(TORCHS)
     failed = [item for item in results(pytester)["items"] if item["outcome"] == "failed"]
     item = next(item for item in failed if item["property"] == "ignored_rows")
@@ -236,6 +236,14 @@ def test_torchs_own_cross_entropy_breaks_laws_by_what_it_makes_non_finite_only(p
     assert "  input    V = 1, target = 0, logits = [0]" in shown
     assert "next: stabcheck replay" in shown and "--kernels torch.nn.functional" in shown
     assert not item["tally"]["regimes"].keys() & {"softcap = 1.0", "softcap = 30.0", "lse_square_scale = 0.01"}
+
+
+def test_a_seed_gives_each_law_examples_of_its_own(project, pytester):
+    drawn = []
+    for _ in range(2):
+        project(TORCHS, "-k", "finiteness or range or determinism or isolation")
+        drawn.append([item["tally"]["rows"] for item in results(pytester)["items"]])
+    assert drawn[0] == drawn[1] and len(set(drawn[0])) == 4
 
 
 def test_its_finding_replays_by_the_name_that_is_told(project, pytester, capsys):
