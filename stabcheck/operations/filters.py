@@ -181,7 +181,8 @@ def probabilities(rows: Sorted, n: torch.Tensor, contract: Contract) -> tuple[to
     """
     mass, dropped = rows.total(rows.mass, n), (rows.places >= n[:, None]) | (rows.x == -torch.inf)
     shared = (rows.total(rows.error, n) / mass).nan_to_num(torch.inf) + 2 * rows.of_sum + FILTERS * quotient_error(contract)
-    relative = rows.kappa + shared
+    lost = (rows.reach.isinf() & ~dropped).any(-1, keepdim=True)  # a term of the sum may be anything
+    relative = torch.where(lost, MOST_ERROR, rows.kappa + shared)
     vacuous = relative >= MOST_ERROR  # any value will do where the token is kept; its exact one may be below fp64
     p = torch.where(vacuous, (rows.e / mass).nan_to_num(0.0).clamp(min=FLUSH), rows.e / mass)
     bound = torch.where(vacuous, VACUOUS, rounded(p, torch.expm1(relative), contract))

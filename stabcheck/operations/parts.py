@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stabcheck.bounds import Contract, exponent_error, log_error, summation_error
+from stabcheck.bounds import MOST_ERROR, Contract, exponent_error, log_error, summation_error
 
 
 @dataclass(frozen=True)
@@ -48,4 +48,6 @@ def shift(x: torch.Tensor, contract: Contract, spread: torch.Tensor | None = Non
     p = e / d  # NaN where m is infinite or NaN, as torch has it
     kappa = exponent_error(x, m, z, contract, **temperature)
     kappa = kappa if spread is None else kappa + spread
-    return Shifted(m, z, p, d, kappa, (p * kappa).sum(-1, keepdim=True) + summation_error(x.shape[1], contract))
+    of_d = (p * kappa).sum(-1, keepdim=True) + summation_error(x.shape[1], contract)
+    lost = kappa.amax(-1, keepdim=True) >= MOST_ERROR  # such a term may be anything, however small its exact value is: d with it
+    return Shifted(m, z, p, d, kappa, of_d.masked_fill_(lost, MOST_ERROR))

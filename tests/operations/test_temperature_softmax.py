@@ -276,3 +276,11 @@ def test_scaling_first_is_no_excuse_for_other_errors():
     batch = batch_of([[0.0, 1.0]], [1.0])
     wrong = torch.tensor([[0.28, 0.72]])
     assert fails(wrong, expect(batch, error_model="scale_first")).all()
+
+
+def test_a_subnormal_logit_that_may_be_flushed_at_a_subnormal_temperature_leaves_the_whole_row_open():
+    logits = torch.tensor([[-(2.0**-133), 0.0]], dtype=torch.bfloat16)  # flushed, or misread by an interpreter: ties
+    batch = Batch(logits, {"temperature": torch.tensor([2.0**-149])})
+    contract = Contract(FORMATS["bf16"], FORMATS["bf16"], GPU, operation("temperature_softmax").default_policies())
+    exact = operation("temperature_softmax").reference(batch, contract)["probs"]
+    assert exact.value.tolist() == [[0.0, 1.0]] and bool((exact.bound >= 0.5).all())
