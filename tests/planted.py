@@ -123,13 +123,13 @@ def logits_of(recipe):
     return materialise(recipe).logits.tolist()
 
 
-def finding_of(examined, examples=100):
-    """The first finding Hypothesis makes with a trial, shrunk by it, or None."""
-    limits, fixed = {"max_rows": 24, "max_elements": 1 << 13, "max_vocab": 4097}, examined.law.fixed_options(examined.kernel)
-    space = space_for(examined.kernel, examined.dtype, **limits, fixed_options=fixed)
+def finding_of(examined, examples=100, *, shrunk=True, max_rows=24, max_elements=1 << 13, max_vocab=4097):
+    """The first finding Hypothesis makes with a trial, shrunk by it or as it was drawn, or None."""
+    limits = {"max_rows": max_rows, "max_elements": max_elements, "max_vocab": max_vocab}
+    space = space_for(examined.kernel, examined.dtype, **limits, fixed_options=examined.law.fixed_options(examined.kernel))
 
     @settings(max_examples=examples, derandomize=True, database=None, deadline=None, report_multiple_bugs=False,
-              suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink])  # fmt: skip
+              suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink][: 1 + shrunk])  # fmt: skip
     @given(drawn(space))
     def put(recipe):
         examined(recipe)
@@ -139,6 +139,13 @@ def finding_of(examined, examples=100):
     except Broken as broken:
         return broken.finding
     return None
+
+
+def holds(kernel, law, device, examples):
+    """Whether a law finds nothing in a kernel, in any of its dtypes, on a few small batches, and compares something."""
+    trials = [Trial(kernel, law, dtype, describe(device)) for dtype in kernel.dtypes if dtype in law.dtypes]
+    small = {"max_rows": 8, "max_elements": 1 << 11, "max_vocab": 400}
+    return all(finding_of(t, examples, shrunk=False, **small) is None and t.tally.total.compared for t in trials)
 
 
 PADDED = Layout(pad=1)

@@ -39,8 +39,11 @@ def test_a_kernel_that_hangs_is_a_finding_and_is_not_run_again(monkeypatch):
     assert hung.tally.examples == 1
 
 
-def test_a_kernel_that_returns_is_not_disturbed():
-    trial()(Recipe("temperature_softmax", "fp32", 2))
+def test_a_kernel_that_returns_is_counted_and_leaves_no_watch_behind():
+    before, calm = signal.getsignal(signal.SIGALRM), trial()
+    calm(Recipe("temperature_softmax", "fp32", 2))
+    assert (calm.tally.examples, calm.tally.total.compared, calm.lost) == (1, 2, False)
+    assert (watchdog._WATCHES, signal.getsignal(signal.SIGALRM)) == ([], before)
 
 
 def test_the_alarm_of_another_goes_to_the_other():

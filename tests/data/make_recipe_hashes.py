@@ -57,6 +57,19 @@ def softmaxes(n=100, seed=2026):
         yield Recipe("temperature_softmax", fmt.name, vocab, rows, siblings, next(fans), seed * 653, next(layouts))
 
 
+def _rows(name, vocab, fmt, drawn, pick):
+    """One row or three of an operation whose inputs come from `drawn`, one after another."""
+    return tuple(
+        Row(
+            background(pick(BACKGROUNDS), vocab, fmt, pick),
+            Mask(pick(MASKS), pick((1, 2)), pick((1, 3))),
+            tuple((pick(edges(vocab, (64,))), pick((*values(fmt), *SPECIAL))) for _ in range(pick((0, 1, 2)))),
+            tuple((spec.name, next(drawn[spec.name])) for spec in operation(name).inputs),
+        )
+        for _ in range(pick((1, 3)))
+    )
+
+
 OPTIONS = ((), (("ignore_index", 0),), (("label_smoothing", 0.1), ("softcap", 30.0)), (("ignore_index", 2), ("reduction", "mean")))
 UPSTREAM = (1.0, 0.0, -1e30, 1e-3)
 
@@ -69,15 +82,7 @@ def losses(n=60, seed=2027):
     for seed in range(n):
         name, fmt, vocab = next(names), next(formats), pick((1, 2, 3, 11, 65, 1025))
         drawn = {"target": targets, "labels": targets, "temperature": cycle(TEMPERATURES), "upstream": cycle(UPSTREAM)}
-        rows = tuple(
-            Row(
-                background(pick(BACKGROUNDS), vocab, fmt, pick),
-                Mask(pick(MASKS), pick((1, 2)), pick((1, 3))),
-                tuple((pick(edges(vocab, (64,))), pick((*values(fmt), *SPECIAL))) for _ in range(pick((0, 1, 2)))),
-                tuple((spec.name, next(drawn[spec.name])) for spec in operation(name).inputs),
-            )
-            for _ in range(pick((1, 3)))
-        )
+        rows = _rows(name, vocab, fmt, drawn, pick)
         chosen = next(options) if name == "cross_entropy" else ()
         yield Recipe(name, fmt.name, vocab, rows, pick((1, 2, 7, 40)), next(fans), seed * 577, next(layouts), chosen)
 
@@ -90,15 +95,7 @@ def choices(n=45, seed=2028):
     fans, drafts, proposals = cycle(("reseed", "rotate", "ladder", "scale")), cycle((1, 2, 4)), cycle(PROPOSALS)
     for seed in range(n):
         name, fmt, vocab = next(names), next(formats), pick((1, 2, 3, 11, 65, 1025))
-        rows = tuple(
-            Row(
-                background(pick(BACKGROUNDS), vocab, fmt, pick),
-                Mask(pick(MASKS), pick((1, 2)), pick((1, 3))),
-                tuple((pick(edges(vocab, (64,))), pick((*values(fmt), *SPECIAL))) for _ in range(pick((0, 1, 2)))),
-                tuple((spec.name, next(drawn[spec.name])) for spec in operation(name).inputs),
-            )
-            for _ in range(pick((1, 3)))
-        )
+        rows = _rows(name, vocab, fmt, drawn, pick)
         chain = (("drafts", next(drafts)), ("proposal", next(proposals))) if name == "verify_speculative" else ()
         fan = "rotate" if chain else next(fans)
         yield Recipe(name, fmt.name, vocab, rows, pick((1, 2, 7, 40)), fan, seed * 547, next(layouts), chain)

@@ -5,7 +5,7 @@ from math import inf, log, nan
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from planted import holds
 
 from stabcheck.cases import Case
 from stabcheck.devices import describe
@@ -13,9 +13,7 @@ from stabcheck.kernels.mutants import filtering, sampling_skeleton, skeleton, sp
 from stabcheck.laws import all_laws
 from stabcheck.recipe import Background, Recipe, Row
 from stabcheck.registry import make_kernel
-from stabcheck.strategies import drawn, space_for
 from stabcheck.targets import load
-from stabcheck.trial import Trial
 
 MUTANTS = {k.mutant.id: k for k in load(["stabcheck.kernels.mutants"]) if k.mutant.id.startswith("SA")}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -176,22 +174,6 @@ APPLYING = [
 ]
 
 
-def put(trial, space):
-    """Examine some recipes; raises what is found."""
-
-    @settings(max_examples=5, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
-              suppress_health_check=list(HealthCheck))  # fmt: skip
-    @given(drawn(space))
-    def test(recipe):
-        trial(recipe)
-
-    test()
-
-
 @pytest.mark.parametrize(("name", "law"), APPLYING, ids=[f"{name}-{law.name}" for name, law in APPLYING])
 def test_a_mutant_without_its_mistake_breaks_no_law(name, law):
-    kernel = SKELETONS[name]
-    for dtype in [d for d in kernel.dtypes if d in law.dtypes]:
-        trial = Trial(kernel, law, dtype, describe(DEVICE))
-        put(trial, space_for(kernel, dtype, max_rows=8, max_elements=1 << 11, max_vocab=400, fixed_options=law.fixed_options(kernel)))
-        assert trial.tally.total.compared
+    assert holds(SKELETONS[name], law, DEVICE, examples=5)
