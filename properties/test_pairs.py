@@ -14,7 +14,7 @@ from stabcheck.laws import law
     gpu=True,
     row_local=False,
     max_vocab=16385,
-    weight=0.1,
+    weight=0.2,
 )
 def test_pairs(case):
     yield from pair_independence(case)

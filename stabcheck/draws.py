@@ -66,8 +66,16 @@ def usual_size(cells: int = MOST_BINS + 1) -> int:
 def make_bins(value: torch.Tensor, low: torch.Tensor, high: torch.Tensor, order: torch.Tensor, kept: int) -> Bins:
     """Bins of a row from its probabilities by id [V], each within [low, high], and its order."""
     labels, names = bin_ids(value, order, kept)
-    sides = [torch.cat([bin_sums(side, labels, len(names)), side.new_zeros(1)]).clamp(0.0, 1.0) for side in (low, high)]
-    return Bins(labels, (*names, "no id"), *sides)
+    low, high = (torch.cat([bin_sums(side, labels, len(names)), side.new_zeros(1)]).clamp(0.0, 1.0) for side in (low, high))
+    return Bins(labels, (*names, "no id"), *of_one_whole(low, high, (len(labels) + MOST_BINS) * 2.0**-53))
+
+
+def of_one_whole(low: torch.Tensor, high: torch.Tensor, rounding: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same limits [B] of shares that sum to one, none wider than the others leave it; `rounding` is the fp64 sums' own.
+
+    Bounds are relative: a head of nearly all the mass is known through its small tail far better than by its own.
+    """
+    return torch.maximum(low, 1 - rounding - (high.sum() - high)), torch.minimum(high, 1 + rounding - (low.sum() - low))
 
 
 def bins_of(case: Case, row: Batch) -> Bins | None:

@@ -5,8 +5,8 @@ import torch
 
 from stabcheck.cases import Case
 from stabcheck.chains import losslessness
-from stabcheck.devices import describe
-from stabcheck.draws import bins_of, law_of_draws, pair_independence, same_draws, tail_mass
+from stabcheck.devices import GPU, Device, describe
+from stabcheck.draws import GAPS, bins_of, law_of_draws, of_one_whole, pair_independence, same_draws, tail_mass
 from stabcheck.power import perfect, sampler, wrong_head
 from stabcheck.recipe import Background, Recipe, Row
 from stabcheck.registry import make_kernel
@@ -61,6 +61,24 @@ def test_a_row_of_which_the_kernel_may_keep_any_of_the_ties_compares_nothing():
 @pytest.mark.parametrize("vocab", [2, 8, 128])
 def test_a_vocabulary_without_a_tail_compares_nothing(vocab):
     assert list(tail_mass(case_of(sampler(perfect), vocab), 20, 0.25)) == []
+
+
+def test_limits_of_a_share_are_no_wider_than_those_of_the_others_leave_it():
+    low, high = (torch.tensor(side, dtype=torch.float64) for side in ([0.9, 0.0009, 0.0], [1.0, 0.0011, 0.0]))
+    tight = of_one_whole(low, high, 1e-15)
+    torch.testing.assert_close(torch.stack(tight), torch.tensor([[0.9989, 0.0009, 0.0], [0.9991, 0.0011, 0.0]], dtype=torch.float64))
+
+
+def only_the_head(logits, *inputs):
+    return logits[:1].argmax(-1).expand(len(logits)).clone()
+
+
+@pytest.mark.parametrize("gap", [18, 20])
+def test_the_far_tail_is_judged_of_a_kernel_that_sums_small_tiles_one_after_another(gap, monkeypatch):
+    monkeypatch.setattr("stabcheck.draws.ELEMENTS_AT_ONCE", 1 << 42)  # which need not be read here
+    kernel = make_kernel("sample", only_the_head, dtypes=["fp32"], tile=128)
+    case = Case(kernel, Device("cpu", "CPU", "sm_90", GPU), Recipe("sample", "fp32", 128256))
+    assert failures(tail_mass(case, gap, GAPS[gap]))
 
 
 def shifted(logits, *inputs):
