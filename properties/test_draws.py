@@ -15,7 +15,7 @@ from stabcheck.laws import law
     gpu=True,
     row_local=False,
     max_vocab=65537,
-    weight=0.5,
+    weight=0.4,
 )
 def test_draws(case):
     yield from law_of_draws(case)

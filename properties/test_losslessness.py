@@ -15,7 +15,7 @@ from stabcheck.laws import law
     gpu=True,
     row_local=False,
     max_vocab=16385,
-    weight=0.5,
+    weight=0.4,
 )
 def test_losslessness(case):
     yield from losslessness(case)

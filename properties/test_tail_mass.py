@@ -4,8 +4,8 @@ Each is rare, all together are not. Kernels break it by Gumbel noise −log(−l
 and the last steps before that are coarse.
 """
 
-from stabcheck.draws import tail_masses
 from stabcheck.laws import law
+from stabcheck.tails import tail_masses
 
 
 @law("the mass of many tokens far below the head is drawn in full", traits=["draws"], gpu=True, row_local=False, once=True, vocab=128256)

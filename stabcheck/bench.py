@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from stabcheck.benchmarks import BENCHMARKS
 from stabcheck.devices import describe, gpu_available, versions
 from stabcheck.errors import UsageError
 from stabcheck.points import Benchmark, Point, Run
 
-WIDTH = 110  # of the table in a terminal; a narrower one wraps its lines
+ALL = 1000  # columns of a terminal: the table is as wide as it needs; a narrower one wraps its lines
 ONLY_WRITTEN = ("copy", "ours / copy", "our host", "our memory")  # columns of the files that the terminal does not show
 WARM_UP, REPEATS = 10, 100
 
@@ -94,10 +94,10 @@ def bench(
         console.print(f"{point.dtype} {point.rows} × {point.vocab}: ours {lines[-1].ours.median:.1f} µs", style="dim")
     cells = [_cells(line, list(chosen)) for line in lines]
     shown = [{name: text for name, text in row.items() if name not in ONLY_WRITTEN and not name.endswith("†")} for row in cells]
-    table = Table(*shown[0], box=SIMPLE, padding=0)
+    table = Table(*(Column(name, no_wrap=True) for name in shown[0]), box=SIMPLE, padding=0)
     for row in shown:
         table.add_row(*row.values())
-    console.print(table, width=max(console.width, WIDTH), crop=False)
+    console.print(table, width=console.measure(table, options=console.options.update(width=ALL)).maximum, crop=False)
     if out_dir:
         device = describe("cuda")
         about: dict[str, Any] = {"operation": benchmark.name, "device": device.model, "arch": device.arch}

@@ -20,15 +20,14 @@ from stabcheck.bounds import slope, summation_error
 from stabcheck.cases import Case
 from stabcheck.choices import OFF, with_all
 from stabcheck.devices import U
+from stabcheck.floats import FP32
 from stabcheck.operations.filters import Counts, exchangeable, kept_counts, probabilities, undefined
 from stabcheck.operations.sorted_rows import Sorted, sorted_rows
 from stabcheck.registry import Function
 from stabcheck.statistics import ALPHA, CONFIRM, MOST_BINS, Interval, assertion, bin_ids, bin_sums, draws_needed, pair_table
-from stabcheck.verdicts import Comparison, summarise
+from stabcheck.verdicts import Comparison
 
 EFFECT = 0.01  # total variation that each assertion is sized to find, wherever the mass lies
-GAPS = {12: 0.07, 14: 0.07, 16: 0.07, 18: 0.1, 20: 0.25}  # gap of the tail below the head -> deficit of its mass to be found
-LEAST_EFFECT = 1e-5  # of a tail's mass; a smaller one takes more than 10^8 draws
 ELEMENTS_AT_ONCE = 1 << 29  # of logits read by one launch
 COPIED_AT_ONCE = 1 << 26  # where the kernel takes no row stride of 0
 TEMPERED = 4.0  # units from the mean of a row to its maximum, at the temperature that spreads its mass
@@ -115,12 +114,12 @@ def rows_to_draw(case: Case) -> Iterator[tuple[str, Batch]]:
 
 
 def spread(logits: torch.Tensor) -> torch.Tensor:
-    """[R] the distance from the mean of the finite logits to the largest, 1 where there is none."""
+    """[R] the distance from the mean of the finite logits to the largest, 1 where there is none, or where x − m overflows in fp32."""
     x = logits.double()
     finite = x.isfinite()
     mean = torch.where(finite, x, 0.0).sum(-1) / finite.sum(-1).clamp(min=1)
-    distance = torch.where(finite, x, -torch.inf).amax(-1) - mean
-    return torch.where((distance > 0) & (distance < torch.inf), distance, 1.0)
+    most, least = torch.where(finite, x, -torch.inf).amax(-1), torch.where(finite, x, torch.inf).amin(-1)
+    return torch.where((most > mean) & (most - least <= FP32.max), most - mean, 1.0)
 
 
 def seed_of(case: Case, row: Batch, fresh: int) -> int:
@@ -205,31 +204,6 @@ def pair_independence(case: Case) -> Iterator[Comparison]:
             low, high = (torch.outer(side, side) for side in (bins.low, bins.high))
             interval, drawn, made = confirmed(measure, low, high, usual_size(len(names)))
             yield told(interval, 2 * made, names, f"{drawn} pairs of neighbouring {how}")
-
-
-def tail_masses(case: Case) -> Iterator[Comparison]:
-    """The mass of a tail at each gap; stops at the first that fails."""
-    for gap, deficit in GAPS.items():
-        for comparison in tail_mass(case, gap, deficit):
-            yield comparison
-            if summarise([comparison])[0].failed:
-                return
-
-
-def tail_mass(case: Case, gap: int, deficit: float) -> Iterator[Comparison]:
-    """Draws from a head and V − 1 tokens `gap` below it, as many as find a deficit of their mass."""
-    vocab, plain = case.recipe.vocab, {spec.name: spec.default for spec in case.operation.inputs}
-    row = case.batch.pick(slice(0, 1))
-    row = row.with_inputs(**{name: torch.full_like(row.inputs[name], value) for name, value in plain.items()})
-    logits = torch.full_like(row.logits, -float(gap))
-    logits[0, case.recipe.seed % vocab] = 0.0
-    row = row.with_logits(logits)
-    if (bins := bins_of(case, row)) is not None:
-        most, least = float(1 - bins.low[0]), float(1 - bins.high[0])  # of the tail: bin 0 is the argmax
-        if (effect := deficit * least - (most - least)) < LEAST_EFFECT:
-            return  # too few tokens to have a tail; or a CPU, which may sum in any order: its bounds let more than the deficit pass
-        interval, drawn, made = confirmed(drawing(case, row, bins), bins.low, bins.high, draws_needed(most, effect))
-        yield told(interval, made, bins.names, f"{drawn} draws, a head and {vocab - 1} tokens {gap} below it")
 
 
 def same_draws(case: Case, route: Function, what: str) -> Iterator[Comparison]:

@@ -91,9 +91,10 @@ def _kill(report: dict[str, Any], kernels: dict[str, Kernel]) -> Kill:
 
 
 def _report(kills: list[Kill], kernels: dict[str, Kernel], device: str, report_dir: Path, console: Console) -> int:
-    skipped = [i for i in kernels if all(k.outcome == "skipped" for k in kills if k.mutant == i)]
+    outcomes = {i: {k.outcome for k in kills if k.mutant == i} for i in kernels}
+    skipped, unreached = ([i for i, found in outcomes.items() if found == wanted] for wanted in ({"skipped"}, set()))
     dead = {k.mutant for k in kills if k.killed}
-    survivors = [i for i in kernels if i not in dead and i not in skipped]
+    survivors = [i for i in kernels if i not in dead and i not in skipped and i not in unreached]
     table = Table("mutant", "law", "result", "examples", "seconds", "shrunk to", "allowed")
     rows = [_cells(k, kernels[k.mutant]) for k in sorted(kills, key=lambda k: (list(kernels).index(k.mutant), not k.killed))]
     for row in rows:
@@ -105,11 +106,13 @@ def _report(kills: list[Kill], kernels: dict[str, Kernel], device: str, report_d
         verdict += f"; seconds to kill and shrink: median {statistics.median(first):.2f}, worst {max(first):.2f}"
     if skipped:
         verdict += f"; could not run here: {', '.join(skipped)}"
+    if unreached:
+        verdict += f"; NOT REACHED, the run was cut short: {', '.join(unreached)}"
     if survivors:
         verdict += f"; SURVIVED: {', '.join(survivors)}"
     console.print(verdict, markup=False, soft_wrap=True)
     _write(report_dir, kills, rows, verdict, device)
-    return 1 if survivors else 0 if dead else COULD_NOT_RUN
+    return 1 if survivors else 0 if dead and not unreached else COULD_NOT_RUN
 
 
 def _cells(kill: Kill, kernel: Kernel) -> list[str]:

@@ -17,10 +17,11 @@ from rich.progress import track
 
 from stabcheck.cases import Case
 from stabcheck.devices import Device, describe, gpu_available, versions
-from stabcheck.draws import GAPS, law_of_draws, tail_mass
+from stabcheck.draws import law_of_draws
 from stabcheck.recipe import Background, Recipe, Row
 from stabcheck.registry import Kernel, make_kernel
 from stabcheck.statistics import ALPHA
+from stabcheck.tails import GAPS, tail_mass
 from stabcheck.verdicts import Comparison, summarise
 
 RUNS, PERFECT_RUNS = 20, 1000

@@ -6,10 +6,11 @@ import torch
 from stabcheck.cases import Case
 from stabcheck.chains import losslessness
 from stabcheck.devices import GPU, Device, describe
-from stabcheck.draws import GAPS, bins_of, law_of_draws, of_one_whole, pair_independence, same_draws, tail_mass
+from stabcheck.draws import bins_of, law_of_draws, of_one_whole, pair_independence, rows_to_draw, same_draws
 from stabcheck.power import perfect, sampler, wrong_head
 from stabcheck.recipe import Background, Recipe, Row
 from stabcheck.registry import make_kernel
+from stabcheck.tails import GAPS, tail_mass
 from stabcheck.verdicts import Summary, summarise
 
 CPU = describe("cpu")
@@ -67,6 +68,12 @@ def test_limits_of_a_share_are_no_wider_than_those_of_the_others_leave_it():
     low, high = (torch.tensor(side, dtype=torch.float64) for side in ([0.9, 0.0009, 0.0], [1.0, 0.0011, 0.0]))
     tight = of_one_whole(low, high, 1e-15)
     torch.testing.assert_close(torch.stack(tight), torch.tensor([[0.9989, 0.0009, 0.0], [0.9991, 0.0011, 0.0]], dtype=torch.float64))
+
+
+def test_a_row_whose_differences_overflow_is_not_tempered():
+    huge = Row(Background("literal", (3.4e38, -3.4e38), (1, 2)))
+    (_, tempered) = list(rows_to_draw(case_of(sampler(perfect), 3, huge)))[1]
+    assert tempered.inputs["temperature"].tolist() == [0.25]
 
 
 def only_the_head(logits, *inputs):

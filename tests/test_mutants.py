@@ -53,6 +53,13 @@ def stand_in(monkeypatch, **changes):
         monkeypatch.setattr(loader, lambda *targets, **more: [survivor])
 
 
+def test_a_run_cut_short_says_which_mutants_it_did_not_reach_and_proves_nothing(prove, monkeypatch):
+    stand_in(monkeypatch)
+    monkeypatch.setattr("stabcheck.mutants.collect_reports", lambda *arguments: "interrupted")
+    code, shown, _ = prove()
+    assert (code, "NOT REACHED, the run was cut short: V1" in shown) == (3, True)
+
+
 def test_a_mutant_that_is_in_fact_right_survives_and_ends_1(prove, monkeypatch):
     stand_in(monkeypatch)
     code, shown, _ = prove()
