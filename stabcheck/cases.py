@@ -130,6 +130,7 @@ class Case:
                 explanations=self._explanations(name, got, batch),
                 what=self.named(name, what),
                 support=support,
+                reference=True,
             )
             for name, e in expected.items()
         ]

@@ -7,3 +7,7 @@ class UsageError(ValueError):
 
 class UnsupportedInput(UsageError):
     """A kernel refuses an input it declares unsupported: counted as `unsupported`, never as a pass and never as a bug."""
+
+
+class NotAllowed(UsageError):
+    """A file speaks of a module the user did not name: it is not imported."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,21 @@ from rich.table import Table
 from stabcheck.devices import describe, prepare, versions
 from stabcheck.errors import UsageError
 from stabcheck.registry import Kernel
-from stabcheck.results import read
-from stabcheck.sessions import COULD_NOT_RUN, collect_reports
+from stabcheck.results import COULD_NOT_RUN, read
+from stabcheck.sessions import collect_reports
 from stabcheck.targets import load
 
 MUTANTS = "stabcheck.kernels.mutants"
+# One of each operation, killed within seconds on any device: the short form, which a gate runs before it believes a pass.
+SHORT = {
+    "temperature_softmax": "SM11",
+    "logsumexp": "LS4",
+    "token_logprob": "CE8",
+    "cross_entropy": "CE1",
+    "filtered_probs": "SA8",
+    "sample": "SA14",
+    "verify_speculative": "SA12",
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class Listener:
 def run_mutants(only: Sequence[str], device: str, report_dir: Path, console: Console) -> int:
     """Run each mutant against its laws, print the table, write mutants.json and mutants.md; 1 if one survives, 3 if none could run."""
     name = prepare(device)
-    kernels = {k.mutant.id: k for k in load([MUTANTS]) if k.mutant}
+    kernels = _all()
     unknown = [m for m in only if m not in kernels]
     if unknown:
         raise UsageError(f"unknown mutant {unknown[0]!r}; there are {', '.join(kernels)}")
@@ -66,12 +76,30 @@ def run_mutants(only: Sequence[str], device: str, report_dir: Path, console: Con
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("mutants", total=sum(len(k.mutant.killed_by) for k in chosen.values() if k.mutant))
         listener = Listener(lambda: progress.advance(task))
-        select = ["-k", " or ".join(f"{k.operation}-{k.name}-" for k in chosen.values())] if only else []
-        shown = collect_reports(MUTANTS, name, report_dir / "mutants", select, listener)
+        shown = collect_reports(MUTANTS, name, report_dir / "mutants", _select(chosen) if only else [], listener)
     if not listener.reports or any(r["outcome"] == "failed" and not r["findings"] for r in listener.reports):
         console.print(shown, markup=False)  # the suites themselves broke: show why
     kills = [_kill(r, chosen) for r in listener.reports if _id(r, chosen)]
     return _report(kills, chosen, str(describe(name)), report_dir, console)
+
+
+def self_test(operations: Collection[str], device: str, report_dir: Path) -> dict[str, list[str]]:
+    """The short form: which mutants of some operations the laws noticed, and which survived. Those that cannot run here are in neither."""
+    chosen = {i: k for i, k in _all().items() if SHORT.get(k.operation) == i and k.operation in operations}
+    listener = Listener(lambda: None)
+    collect_reports(MUTANTS, device, report_dir / "mutants", _select(chosen), listener)
+    kills = [_kill(r, chosen) for r in listener.reports if _id(r, chosen)]
+    killed = sorted({kill.mutant for kill in kills if kill.killed})
+    skipped = {i for i in chosen if all(kill.outcome == "skipped" for kill in kills if kill.mutant == i)}
+    return {"killed": killed, "survived": sorted(set(chosen) - set(killed) - skipped)}
+
+
+def _all() -> dict[str, Kernel]:
+    return {k.mutant.id: k for k in load([MUTANTS]) if k.mutant}
+
+
+def _select(kernels: dict[str, Kernel]) -> list[str]:
+    return ["-k", " or ".join(f"{k.operation}-{k.name}-" for k in kernels.values())]
 
 
 def _id(report: dict[str, Any], kernels: dict[str, Kernel]) -> str:

@@ -18,7 +18,12 @@ OPTIONS = {
     "operation": ("the operation of a function named as a target without being registered", ""),
     "device": ("auto, cpu (through Triton's interpreter), cuda or cuda:N", "auto"),
     "report-dir": ("where findings, reproducers and results are written", "reports/latest"),
+    "corpus": ("folder of committed reproducers, each of which is a test", "reports/corpus"),
+    "ledger": ("file of known failures", "stabcheck-ledger.toml"),
+    "only": ("ids of kernels to keep of all that were collected, such as temperature_softmax[auto] (comma-separated)", ""),
+    "baselines": ("folder of accuracy baselines, compared in profile gate", "reports/baselines"),
 }
+UPDATE = "record accuracy baselines that are new or better; --stabcheck-update=all: worse ones too"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,12 +31,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for name, (text, default) in OPTIONS.items():
         group.addoption(f"--stabcheck-{name}", default=None, help=f"{text} [{default or 'none'}]")
         parser.addini(f"stabcheck_{name.replace('-', '_')}", text, default=default)
+    group.addoption("--stabcheck-update", nargs="?", const="better", default="", choices=["better", "all"], help=UPDATE)
 
 
 def option(config: pytest.Config, name: str) -> str:
     """An option, else its ini twin, else the default."""
     key = name.replace("-", "_")
-    return config.getoption(f"stabcheck_{key}", None) or str(config.getini(f"stabcheck_{key}"))
+    given = config.getoption(f"stabcheck_{key}", None)
+    return str(config.getini(f"stabcheck_{key}")) if given is None else str(given)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -57,49 +64,66 @@ def pytest_configure(config: pytest.Config) -> None:
         register()
     config.addinivalue_line("markers", "big: needs tens of GiB of device memory")
     config.addinivalue_line("filterwarnings", "ignore:All-NaN slice encountered:RuntimeWarning")  # of the interpreter's maximum
-    config.pluginmanager.register(Session(config), "stabcheck-session")
+    config.pluginmanager.register(Plugin(config), "stabcheck-session")
 
 
 YOUNG_OBJECTS = 50_000  # between garbage collections: Hypothesis makes some thousands an example, and reference counts free them
 
 
-class Session:
+class Plugin:
     """One pytest session: what is under test is resolved at the first collected law, results are gathered as reports come in."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.results: list[dict[str, Any]] = []
-        self.skipped: list[tuple[str, str]] = []
-        self._resolved: Any = None
-        self._kernels: Any = None
+        self.shown: list[str] = []
+        self.laws: set[str] = set()  # collected for every kernel
+        self.trials: set[tuple[str, str, str]] = set()
+        self._session: Any = None
+        self._ledger: Any = None
 
     @property
     def profile(self) -> str | None:
         given: str | None = self.config.getoption("--hypothesis-profile", None)
         return given
 
-    @property
-    def report_dir(self) -> Path:
-        path = Path(option(self.config, "report-dir"))
+    def path(self, name: str) -> Path:
+        """An option that names a file or folder."""
+        path = Path(option(self.config, name))
         return path if path.is_absolute() else Path(self.config.invocation_params.dir) / path
 
-    def device(self) -> Any:
-        """The device, with Triton's interpreter switched on if it is the CPU. Imports torch."""
-        if self._resolved is None:
+    def session(self) -> Any:
+        """What the items share: the device, with Triton's interpreter switched on if it is the CPU, and the kernels. Imports torch."""
+        if self._session is None:
             from stabcheck.devices import describe, prepare
+            from stabcheck.outcomes import Session
 
-            self._resolved = describe(prepare(option(self.config, "device")))
-        return self._resolved
+            device = describe(prepare(option(self.config, "device")))
+            targets = tuple(t for t in option(self.config, "kernels").split(",") if t)
+            self._session = Session(device, self.path("report-dir"), self.ledger(), self.profile, targets)
+        return self._session
+
+    def ledger(self) -> Any:
+        """The known failures; none where the option is empty."""
+        if self._ledger is None:
+            from stabcheck.ledger import Ledger, load
+
+            self._ledger = load(self.path("ledger")) if option(self.config, "ledger") else Ledger()
+        return self._ledger
 
     def kernels(self) -> Any:
         """The kernels the suites of stabcheck.properties are run on."""
-        self.device()
-        if self._kernels is None:
-            from stabcheck.targets import load
+        from stabcheck.targets import load
 
-            targets = [t for t in option(self.config, "kernels").split(",") if t]
-            self._kernels = load(targets, option(self.config, "operation") or None)
-        return self._kernels
+        return load(self.session().targets, option(self.config, "operation") or None)
+
+    def pytest_collect_file(self, file_path: Path, parent: Any) -> Any:
+        """A reproducer in the corpus is a test of its own."""
+        if file_path.suffix != ".json" or not file_path.is_relative_to(self.path("corpus").resolve()):
+            return None
+        from stabcheck.corpus import CorpusFile, is_reproducer
+
+        return CorpusFile.of(parent, file_path, self.session()) if is_reproducer(file_path) else None
 
     @pytest.hookimpl
     def pytest_pycollect_makeitem(self, collector: Any, name: str, obj: Any) -> Any:
@@ -111,17 +135,20 @@ class Session:
         ):
             return None
         try:
-            return list(self.items(collector, name, obj))
+            items = list(self.items(collector, name, obj))
         except UsageError as error:
             raise collector.CollectError(str(error)) from None  # shown as it stands, without a traceback
+        self.trials |= {tuple(item.identity.values()) for item in items}
+        return items
 
     def items(self, collector: Any, name: str, obj: Any) -> Iterator[Any]:
-        device = self.device()
+        session = self.session()
         from stabcheck.items import items_for
         from stabcheck.laws import all_laws
 
         if type(obj).__name__ == "Law":
-            return items_for(collector, name, [obj], self.kernels(), device, self.profile, self.report_dir)
+            self.laws.add(obj.name)
+            return items_for(collector, name, [obj], self.kernels(), session)
         laws = all_laws()
         unknown = [p for p in obj.properties if p not in laws]
         if unknown:
@@ -130,19 +157,26 @@ class Session:
         foreign = [law.name for law in chosen if obj.properties and not law.applies(obj.kernel)]
         if foreign:
             raise UsageError(f"property {foreign[0]!r} of suite {name} says nothing about {obj.kernel.operation}; leave it out")
-        return items_for(collector, name, chosen, [obj.kernel], device, self.profile, self.report_dir)
+        return items_for(collector, name, chosen, [obj.kernel], session)
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Leave out the kernels that were not asked for; they count as collected."""
+        if kept := set(filter(None, option(config, "only").split(","))):
+            out = [item for item in items if getattr(item, "identity", {}).get("kernel", "") not in kept]
+            items[:] = [item for item in items if item not in set(out)]
+            config.hook.pytest_deselected(items=out)
 
     def pytest_collection_finish(self) -> None:
-        if self._resolved is not None:
+        if self._session is not None:
             gc.freeze()  # torch's and pytest's objects live to the end; walking them again and again costs a tenth of a run
             gc.set_threshold(YOUNG_OBJECTS)
 
     def pytest_report_collectionfinish(self, config: pytest.Config) -> list[str]:
-        if self._resolved is None:
+        if self._session is None:
             return []
         from stabcheck.summary import header
 
-        return [header(str(self._resolved), self.profile)]
+        return [header(str(self._session.device), self.profile)]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         from stabcheck.results import read
@@ -157,28 +191,51 @@ class Session:
                 "the GPU's context is lost after a crash: the remaining items could not run; run them without the one above"
             )
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: Any) -> None:
+        """A worker of xdist hands over what it collected: this process has collected nothing."""
+        laws, trials = getattr(node, "workeroutput", {}).get("stabcheck", ((), ()))
+        self.laws.update(laws)
+        self.trials.update(map(tuple, trials))
+
+    def collected_all(self) -> bool:
+        """Whether every property was collected for the kernels under test, so that what is missing is gone."""
+        from stabcheck.laws import all_laws
+
+        return bool(self.laws) and self.laws == set(all_laws())
+
+    @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """A run in which every trial was skipped has tested nothing: pytest's status for no tests, not success."""
+        if (output := getattr(self.config, "workeroutput", None)) is not None:
+            output["stabcheck"] = (sorted(self.laws), sorted(self.trials))
+        elif self.results:
+            self.conclude(session, exitstatus)
+
+    def conclude(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write the results; a ratchet or a ledger that does not hold fails the session, as does a run that tested nothing."""
+        from stabcheck.conclusions import conclude, write_all
+        from stabcheck.results import BROKEN, COULD_NOT_RUN, STALE, judgement
+
+        update, seed = (self.config.getoption(name, None) for name in ("stabcheck_update", "--hypothesis-seed"))
+        profile = self.profile or ("cpu" if self.results[0]["arch"] == "interpreter" else "gpu")
+        about = {"profile": profile, "seed": seed and str(seed)}
+        trials = self.trials if self.collected_all() else None
+        try:
+            report = conclude(self.results, self.ledger(), Path(option(self.config, "baselines")), trials, about, update)
+        except UsageError as error:
+            self.shown, session.exitstatus = ["", f"ERROR: {error}"], pytest.ExitCode.USAGE_ERROR
+            return
+        self.shown = write_all(report, self.results, self.path("report-dir"))
+        code = judgement(report)[0]
         others = session.testscollected > len(self.results) and not self.config.getoption("numprocesses", None)
-        if exitstatus == 0 and self.results and not others and all(r["outcome"] == "skipped" for r in self.results):
+        if exitstatus == 0 and code == COULD_NOT_RUN and not others:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+        elif exitstatus == 0 and code in (BROKEN, STALE):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        if not self.results:
+        if not self.shown:
             return
-        from stabcheck.results import write
-        from stabcheck.summary import header, lines
-
         terminalreporter.section("stabcheck")
-        head = header(self.results[0]["device"], self.profile)
-        if self._resolved is None:  # under xdist nothing is collected here
-            terminalreporter.write_line(head)
-        shown = list(lines(self.results, self.profile))
-        for line in shown:
+        for line in self.shown[self._session is not None :]:  # the header was shown after collecting, if this process collected
             terminalreporter.write_line(line)
-        try:
-            terminalreporter.write_line(f"results  {write(self.results, self.report_dir, self.profile, [head, *shown])}")
-        except OSError as error:
-            terminalreporter.write_line(
-                f"results could not be written to {self.report_dir}: {error.strerror}; choose --stabcheck-report-dir"
-            )

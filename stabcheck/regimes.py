@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
@@ -12,6 +13,7 @@ from stabcheck.operations import operation
 from stabcheck.operations.base import IGNORED, LARGEST, SMALLEST
 from stabcheck.recipe import Recipe, Row
 
+BELL = 4.0  # a bell's values are at most so many scales from its centre
 Rule = Callable[[Recipe, Row, Format], bool]
 
 
@@ -46,7 +48,7 @@ def _neighbours(row: Row, fmt: Format) -> bool:
 
 
 def _huge(recipe: Recipe, row: Row, fmt: Format) -> bool:
-    reach = 4.0 if row.background.kind == "bell" else 1.0  # a bell's values are at most 4 scales from its centre
+    reach = BELL if row.background.kind == "bell" else 1.0
     return any(reach * abs(v) >= min(1e4, fmt.max) for v in _finite(row)) or row.background.kind == "bits"
 
 
@@ -160,3 +162,12 @@ def regimes(recipe: Recipe) -> Counter[str]:
             if rule(recipe, row, fmt):
                 found[name] += recipe.siblings
     return found
+
+
+def magnitude(recipe: Recipe) -> int:
+    """floor(log10 of the largest finite |logit| a recipe may hold), at least -1: 38 for the largest of fp32 and of random bit patterns."""
+    fmt = by_name(recipe.dtype)
+    reach = [abs(v) * (BELL if row.background.kind == "bell" else 1.0) for row in recipe.rows for v in _finite(row)]
+    bits = [fmt.max for row in recipe.rows if row.background.kind == "bits"]
+    largest = min(max([*reach, *bits], default=0.0), fmt.max)
+    return max(-1, math.floor(math.log10(largest))) if largest else -1

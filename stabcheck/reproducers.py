@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stabcheck.devices import Device, describe, versions
-from stabcheck.errors import UsageError
+from stabcheck.errors import NotAllowed, UsageError
 from stabcheck.findings import Finding
 from stabcheck.laws import all_laws
 from stabcheck.operations import operation
@@ -24,6 +24,7 @@ from stabcheck.trial import Trial
 
 SCHEMA = "stabcheck-reproducer/1"
 FIELDS = ("id", "kernel", "target", "operation", "declared", "functions", "routes", "property", "dtype", "kind")
+OTHERS = ("results.json", "durations.json", "mutants.json")  # what else a folder of reports holds
 DECLARED = ("dtypes", "output", "error_model", "tile", "lanes", "blocks", "max_vocab", "strides", "batch_invariant", "noise_error")
 DECLARED_TABLES = ("policies", "options")
 
@@ -100,7 +101,7 @@ def find(name: str, directories: Iterable[Path]) -> list[Path]:
     """The files meant by an id, a file or a directory."""
     path = Path(name)
     if path.is_dir():
-        files = sorted(p for p in path.glob("*.json") if p.name != "results.json")
+        files = sorted(p for p in path.glob("*.json") if p.name not in OTHERS)
         if not files:
             raise UsageError(f"{name} holds no reproducers; run the suites first, or name another directory")
         return files
@@ -142,11 +143,11 @@ def _check_allowed(id: str, place: str, allowed: list[str]) -> None:
     """Raise UsageError for a module or file that is neither stabcheck's own nor named by the user."""
     own = re.fullmatch(re.escape(BUILT_IN) + r"(\.[A-Za-z_]\w*)*", place) is not None and not place.endswith(".py")
     if not own and not any(place == a.partition(":")[0] or place.startswith(a + ".") for a in allowed):
-        raise UsageError(f"reproducer {id} is about a kernel of {place}, which is not imported unasked; allow it with --kernels {place}")
+        raise NotAllowed(f"reproducer {id} is about a kernel of {place}, which is not imported unasked; allow it with --kernels {place}")
 
 
-def replay(reproducer: Reproducer, kernel: Kernel, device: Device | None = None) -> Finding | None:
-    """Run the law on the recipe once more: the finding, or None if the kernel passes now."""
+def trial_of(reproducer: Reproducer, kernel: Kernel, device: Device) -> Trial:
+    """The trial a reproducer is an example of. Raises UsageError for a file that says what cannot be."""
     laws = all_laws()
     if reproducer.property_name not in laws:
         known = ", ".join(laws)
@@ -162,11 +163,14 @@ def replay(reproducer: Reproducer, kernel: Kernel, device: Device | None = None)
         spec = op.option(name)
         if type(value) is not type(spec.default) or (spec.choices and value not in spec.choices):
             raise UsageError(f"reproducer {reproducer.id} gives {name} = {value!r}, which {kernel.operation} cannot have; restore the file")
-    device = device or describe("cpu")
-    law = laws[reproducer.property_name]
-    if why := law.why_not(kernel, device):
-        raise UsageError(f"reproducer {reproducer.id} cannot run on {device}: {why}")
-    trial = Trial(kernel, law, reproducer.dtype, device)
+    return Trial(kernel, laws[reproducer.property_name], reproducer.dtype, device)
+
+
+def replay(reproducer: Reproducer, kernel: Kernel, device: Device | None = None) -> Finding | None:
+    """Run the law on the recipe once more: the finding, or None if the kernel passes now."""
+    trial = trial_of(reproducer, kernel, device or describe("cpu"))
+    if why := trial.law.why_not(kernel, trial.device):
+        raise UsageError(f"reproducer {reproducer.id} cannot run on {trial.device}: {why}")
     outcome = trial.examine(reproducer.recipe)
     if outcome.unsupported:
         raise UsageError(f"{kernel.id} refuses the input of reproducer {reproducer.id} as unsupported")

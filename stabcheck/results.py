@@ -1,13 +1,25 @@
-"""Results: what a session's items report, gathered from reports (so that xdist and JUnit see the same) and written as one JSON file."""
+"""The results of a session as one JSON file, `stabcheck-report/1`; what every report counts and concludes is counted and concluded here.
+
+Nothing in it depends on how fast the machine was: the same commit, seed and machine give the same bytes. Durations are in durations.json.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from stabcheck.errors import UsageError
+
 SCHEMA = "stabcheck-report/1"
-PROPERTY = "stabcheck"
+PROPERTY = "stabcheck"  # the user property that carries an item's results through reports, xdist and JUnit
+HELD, BROKEN, COULD_NOT_RUN, STALE = 0, 1, 3, 4  # exit codes; 2 is wrong use
+OUTCOMES = ("passed", "failed", "skipped", "known", "unexpected pass")
+Report = dict[str, Any]
 
 
 def read(report: Any) -> dict[str, Any] | None:
@@ -18,23 +30,136 @@ def read(report: Any) -> dict[str, Any] | None:
         return None
     reason = str(report.longrepr[2]).removeprefix("Skipped: ") if report.skipped and isinstance(report.longrepr, tuple) else ""
     carried: dict[str, Any] = json.loads(texts[-1])
-    return carried | {"test": report.nodeid, "outcome": report.outcome, "seconds": report.duration, "reason": reason}
+    return {"outcome": report.outcome, "reason": reason} | carried | {"test": report.nodeid, "seconds": report.duration}
 
 
-def write(results: list[dict[str, Any]], directory: Path, profile: str | None, shown: list[str]) -> Path:
-    """Write results.json, and summary.md with the lines shown in the terminal, into the report directory."""
+def document(items: Iterable[dict[str, Any]], **more: Any) -> Report:
+    """The report of some items, sorted, without their durations."""
     from stabcheck.devices import versions
 
-    directory.mkdir(parents=True, exist_ok=True)
-    data = {
-        "schema": SCHEMA,
-        "profile": profile or "default",
-        "versions": versions(),
-        "items": sorted(results, key=lambda r: str(r["test"])),
-    }
-    path = directory / "results.json"
-    path.write_text(json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False, default=str) + "\n")
-    findings = {f["id"]: f["text"] for r in results for f in r["findings"]}
-    told = "\n\n".join(f"```\n{text}\n```" for text in findings.values())
-    (directory / "summary.md").write_text("# stabcheck run\n\n```\n" + "\n".join(shown) + f"\n```\n{told}\n")
+    kept = [{key: value for key, value in item.items() if key != "seconds"} for item in sorted(items, key=lambda item: str(item["test"]))]
+    found = sorted({(item["device"], item["arch"]) for item in kept})
+    hosts = [{"device": device, "arch": arch, "versions": versions()} for device, arch in found]
+    return {"schema": SCHEMA, "profile": "default", "seed": None, "versions": versions(), "hosts": hosts, "items": kept} | more
+
+
+def write(report: Report, path: Path) -> Path:
+    """Write a report in one step; NaN and infinities become strings, which JSON has no numbers for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_plain(report), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
     return path
+
+
+def load(paths: Sequence[Path]) -> Report:
+    """Read one report, or join those of several shards and hosts. Raises UsageError for a damaged or a foreign file."""
+    reports = [_load(path) for path in paths]
+    if len(reports) == 1:
+        return reports[0]
+    items: dict[tuple[str, str], dict[str, Any]] = {}
+    for path, report in zip(paths, reports, strict=True):
+        for item in report["items"]:
+            before = items.setdefault((item["arch"], item["test"]), item)
+            if before is not item and before["outcome"] != item["outcome"]:
+                clash = f"{before['outcome']} in one report and {item['outcome']} in {path}"
+                raise UsageError(f"{item['test']} on {item['arch']} is {clash}; join reports of one commit, each trial in one shard")
+    first = reports[0]
+    joined = {key: value for key, value in first.items() if key not in ("items", "hosts")}
+    for key in ("ledger", "baselines", "scope", "mutants"):
+        if found := [report[key] for report in reports if report.get(key)]:
+            joined[key] = _joined(found)
+    hosts = {json.dumps(host, sort_keys=True): host for report in reports for host in report.get("hosts", ())}
+    return joined | {"hosts": list(hosts.values()), "items": sorted(items.values(), key=lambda item: (item["test"], item["arch"]))}
+
+
+def _load(path: Path) -> Report:
+    try:
+        report = json.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}; name a results.json that a run wrote") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is truncated or no JSON ({error}); run the suites again to write a new one") from error
+    schema = report.get("schema") if isinstance(report, dict) else type(report).__name__
+    if schema != SCHEMA:
+        raise UsageError(f"{path} has schema {schema!r}; this version reads {SCHEMA!r}: name a results.json that a run wrote")
+    if missing := [key for key in ("profile", "versions", "items") if key not in report]:
+        raise UsageError(f"{path} lacks {missing[0]!r}; run the suites again to write a new one")
+    for item in report["items"]:  # as version 0.1 wrote them
+        item.setdefault("corpus", "")
+        for part in ("ulps", "by_vocab", "by_magnitude"):
+            item["tally"].setdefault(part, {})
+    return report  # type: ignore[no-any-return]
+
+
+def _joined(found: list[Any]) -> Any:
+    """Sections of several reports as one: lists are united, the rest is the first's."""
+    if isinstance(found[0], list):
+        return list({json.dumps(entry, sort_keys=True): entry for part in found for entry in part}.values())
+    keys = dict.fromkeys(key for part in found for key in part)
+    having = {key: [part[key] for part in found if key in part] for key in keys}
+    return {key: _joined(parts) if isinstance(parts[0], list) else parts[0] for key, parts in having.items()}
+
+
+def counts(report: Report) -> dict[str, int]:
+    """Trials by outcome, and distinct findings; every report shows these."""
+    items = report["items"]
+    by = {outcome: [item for item in items if item["outcome"] == outcome] for outcome in OUTCOMES}
+    broken = sum(bool(item["findings"]) for item in by["failed"])
+    return {
+        "trials": len(items),
+        "held": len(by["passed"]),
+        "broken": broken,
+        "errors": len(by["failed"]) - broken,
+        "known": len(by["known"]),
+        "unexpected": len(by["unexpected pass"]),
+        "not_run": len(by["skipped"]),
+        "findings": len(findings(report)),
+    }
+
+
+def findings(report: Report) -> dict[str, dict[str, Any]]:
+    """The findings of trials that failed, by id; known ones are the ledger's."""
+    return {finding["id"]: finding for item in report["items"] if item["outcome"] == "failed" for finding in item["findings"]}
+
+
+def judgement(report: Report) -> tuple[int, str]:
+    """(exit code, verdict in one line)."""
+    n, on = counts(report), " and ".join(sorted({item["device"] for item in report["items"]})) or "no device"
+    ran = n["trials"] - n["not_run"]
+    baselines, survived = report.get("baselines", {}), report.get("mutants", {}).get("survived", ())
+    interpreter = ", verdict of the interpreter" if "interpreter" in on else ""
+    known = f", {n['known']} known to fail" if n["known"] else ""
+    if n["findings"]:
+        return BROKEN, f"BROKEN on {on}: {_many(n['findings'], 'finding')} in {ran} trials: {', '.join(findings(report))}"
+    if n["errors"]:
+        return BROKEN, f"ERROR on {on}: {n['errors']} of {ran} trials raised outside the kernel; their tracebacks are above"
+    if loosened := baselines.get("loosened"):
+        return BROKEN, f"LOOSENED on {on}: {_many(len(loosened), 'accuracy baseline')} got worse, within the bounds"
+    if survived:
+        return COULD_NOT_RUN, f"NO VERDICT on {on}: the laws did not notice {', '.join(survived)}, broken on purpose"
+    if not n["held"] and not n["known"] and not n["unexpected"]:
+        if not report["items"] and report.get("scope", {}).get("since"):
+            return HELD, f"nothing to test: no kernel changed since {report['scope']['since']}"
+        return COULD_NOT_RUN, f"nothing was tested on {on}"
+    if stale := sum(entry["state"] in ("unexpected pass", "stale") for entry in report.get("ledger", ())):
+        return STALE, f"STALE on {on}: {_many(stale, 'entry', 'entries')} of the ledger no longer {'holds' if stale == 1 else 'hold'}"
+    if old := [*baselines.get("missing", ()), *baselines.get("stale", ())]:
+        return STALE, f"STALE on {on}: {_many(len(old), 'baseline')} missing or left over"
+    return HELD, f"held on {on}: {n['held']} of {ran} trials, no finding{known}{interpreter}"
+
+
+def _many(n: int, what: str, several: str = "") -> str:
+    return f"{n} {what if n == 1 else several or what + 's'}"
+
+
+def _plain(value: Any) -> Any:
+    """The same with NaN and infinities as strings, and keys as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,9 +16,9 @@ from stabcheck.devices import describe, prepare
 from stabcheck.errors import UsageError
 from stabcheck.operations import operation as find_operation
 from stabcheck.profiles import check_profile
+from stabcheck.results import COULD_NOT_RUN
 from stabcheck.targets import BUILT_IN, load
 
-COULD_NOT_RUN = 3
 PYTEST_EXITS = {0: 0, 1: 1, 2: 2, 3: 2, 4: 2, 5: COULD_NOT_RUN}
 COMMON = ["--pyargs", "stabcheck.properties", "--import-mode=importlib", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
@@ -41,15 +41,18 @@ def run_suites(targets: Sequence[str], operation: str, device: str, profile: str
 def collect_reports(targets: str, device: str, report_dir: Path, more: Sequence[str], plugin: Any) -> str:
     """Run the suites silently, for a caller that listens through its own plugin object; returns what pytest would have shown."""
     arguments = [*COMMON, "-q", f"--rootdir={Path.cwd()}", "-p", "no:cacheprovider", f"--stabcheck-kernels={targets}"]
-    arguments += [f"--stabcheck-device={device}", f"--stabcheck-report-dir={report_dir}", *more]
+    arguments += [f"--stabcheck-device={device}", f"--stabcheck-report-dir={report_dir}", "--stabcheck-ledger=", *more]
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
         pytest.main(arguments, plugins=[plugin])
     return shown.getvalue()
 
 
-def replay_all(names: Sequence[str], allowed: Sequence[str], device: str, report_dir: Path, console: Console) -> int:
-    """Replay reproducers, printing FIXED, FAILED or ERROR for each; 0 if all are fixed, 1 if one failed, 2 if one could not run."""
+def replay_all(names: Sequence[str], allowed: Sequence[str], device: str, report_dir: Path, console: Console, prune: bool = False) -> int:
+    """Replay reproducers, printing FIXED, FAILED or ERROR for each; 0 if all are fixed, 1 if one failed, 2 if one could not run.
+
+    Fixed ones stay, as tests that the bug does not come back; `prune` deletes them, and their scripts.
+    """
     where = describe(prepare(device))
     from stabcheck.reproducers import find, kernel_of, read, replay
 
@@ -71,6 +74,8 @@ def replay_all(names: Sequence[str], allowed: Sequence[str], device: str, report
             console.print(
                 f"FIXED   {reproducer.id}  {reproducer.property_name} · {kernel.id} · {reproducer.dtype} on {where}", markup=False
             )
+            for done in (file, file.with_name(f"repro_{reproducer.id}.py")) if prune else ():
+                done.unlink(missing_ok=True)
         else:
             console.print(f"FAILED  {reproducer.id}\n{finding.text()}", markup=False)
             worst = max(worst, 1)

@@ -7,8 +7,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from stabcheck.baselines import advice
 from stabcheck.devices import versions
+from stabcheck.ledger import advice as ledger_advice
 from stabcheck.regimes import names
+from stabcheck.results import Report, findings, judgement
+from stabcheck.weakness import weak
 
 WIDTH = 80
 Results = list[dict[str, Any]]
@@ -21,15 +25,16 @@ def header(device: str, profile: str | None) -> str:
     return f"stabcheck: {device}{how} · profile {profile or ('cpu' if interpreted else 'gpu')} · torch {v['torch']} · triton {v['triton']}"
 
 
-def lines(results: Results, profile: str | None) -> Iterator[str]:
-    """What ran, how close to its bounds, what was exercised, what was found and what did not run."""
-    ran = [r for r in results if r["tally"]["examples"]]
-    yield from _table(ran)
+def lines(report: Report) -> Iterator[str]:
+    """What ran, how close to its bounds, what was exercised, what makes a pass weak, and the verdict."""
+    ran = [item for item in report["items"] if item["tally"]["examples"]]
+    yield from _table([item for item in ran if not item["corpus"]])
     yield from _accuracy(ran)
     yield from _chance(ran)
     yield from _regimes(ran)
-    yield from _weak(results)
-    yield from _verdict(results)
+    yield from _weak(report)
+    yield from _known(report)
+    yield from _verdict(report)
 
 
 def _table(ran: Results) -> Iterator[str]:
@@ -76,52 +81,35 @@ def _chance(ran: Results) -> Iterator[str]:
 
 
 def _regimes(ran: Results) -> Iterator[str]:
-    """Rows by regime over all operations, and for each operation the regimes that were never drawn."""
+    """Rows by regime over all operations."""
     rows: dict[str, Counter[str]] = defaultdict(Counter)
     for r in ran:
         rows[r["kernel"].partition("[")[0]].update(r["tally"]["regimes"])
     total = sum(rows.values(), Counter())
     order = dict.fromkeys(name for operation in rows for name in names(operation))
     yield from _wrapped("rows by regime: ", [f"{name} {_short(total[name])}" for name in order if total[name]])
-    for operation, counts in rows.items():
-        yield from _wrapped(f"never drawn, {operation}: ", [name for name in names(operation) if not counts[name]])
 
 
-def _weak(results: Results) -> Iterator[str]:
-    """What makes a pass weaker than it looks."""
-    for name, text in (("vacuous", "examples compared nothing"), ("unsupported", "examples were refused as unsupported")):
-        count = sum(r["tally"][name] for r in results)
-        if count:
-            where = Counter(r["property"] for r in results if r["tally"][name])
-            yield f"{count} {text} ({', '.join(f'{k}' for k in where)})"
-    reasons: dict[str, Counter[str]] = defaultdict(Counter)
-    for r in results:
-        if r["outcome"] == "skipped":
-            reasons[r["reason"]][r["property"]] += 1
-    if reasons:
-        yield "did not run:"
-    for reason, properties in sorted(reasons.items()):
-        yield from _wrapped(f"  {reason}: ", [f"{name} × {n}" for name, n in sorted(properties.items())])
+def _weak(report: Report) -> Iterator[str]:
+    for line in weak(report):
+        label, colon, rest = line.partition(": ")
+        yield from _wrapped(label + colon, [rest] if colon else [])
 
 
-def _verdict(results: Results) -> Iterator[str]:
-    findings = {f["id"]: f for r in results for f in r["findings"]}
-    devices = sorted({r["device"] for r in results})
-    on = " and ".join(devices)
-    passed, ran = sum(r["outcome"] == "passed" for r in results), sum(r["outcome"] != "skipped" for r in results)
-    if findings:
-        yield f"BROKEN on {on}: {len(findings)} distinct findings in {ran} trials: {', '.join(findings)}"
-        yield f"next: {next(iter(findings.values()))['replay']}"
-    elif errors := sum(r["outcome"] == "failed" for r in results):
-        yield f"ERROR on {on}: {errors} of {ran} trials raised outside the kernel; their tracebacks are above"
-    elif passed:
-        yield f"held on {on}: {passed} of {ran} trials, no finding" + (", verdict of the interpreter" if "interpreter" in on else "")
-    else:
-        yield f"nothing was tested on {on}"
+def _known(report: Report) -> Iterator[str]:
+    """What the ledger and the baselines ask for."""
+    for line in (*ledger_advice(report.get("ledger", ())), *(advice(report["baselines"]) if report.get("baselines") else ())):
+        yield from textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _verdict(report: Report) -> Iterator[str]:
+    yield judgement(report)[1]
+    if found := findings(report):
+        yield f"next: {next(iter(found.values()))['replay']}"
 
 
 def _wrapped(label: str, parts: list[str]) -> list[str]:
-    return textwrap.wrap(label + ", ".join(parts), WIDTH, subsequent_indent="  ") if parts else []
+    return textwrap.wrap(label + ", ".join(parts), WIDTH, subsequent_indent="  ") if label and (parts or not label.endswith(": ")) else []
 
 
 def _short(n: int) -> str:

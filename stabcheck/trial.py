@@ -15,9 +15,9 @@ from stabcheck.errors import UnsupportedInput
 from stabcheck.findings import Broken, Finding, broken
 from stabcheck.laws import Law
 from stabcheck.recipe import Recipe
-from stabcheck.regimes import regimes
+from stabcheck.regimes import magnitude, regimes
 from stabcheck.registry import Kernel
-from stabcheck.verdicts import Comparison, Summary, Witness, failing_rows, summarise, witness
+from stabcheck.verdicts import ULPS, Comparison, Summary, Witness, failing_rows, summarise, witness
 from stabcheck.watchdog import Hung, watched
 
 NO_NUMBER = float("nan")
@@ -37,6 +37,8 @@ class Tally:
     killed_at: int = 0  # the number of the first example that failed
     total: Summary = field(default_factory=Summary)
     regimes: Counter[str] = field(default_factory=Counter)
+    by_vocab: dict[int, float] = field(default_factory=dict)  # floor(log2 V) -> worst use of the bound in examples of that size
+    by_magnitude: dict[int, float] = field(default_factory=dict)  # the same by `regimes.magnitude`
 
     def count(self, recipe: Recipe, outcome: Outcome) -> None:
         """Add one examined recipe."""
@@ -49,10 +51,14 @@ class Tally:
         self.vacuous += outcome.ok and recipe.elements > 0 and not outcome.total.compared
         self.total += outcome.total
         self.regimes.update(regimes(recipe))
+        for worst, key in ((self.by_vocab, recipe.vocab.bit_length() - 1), (self.by_magnitude, magnitude(recipe))):
+            worst[key] = max(worst.get(key, 0.0), outcome.total.utilisation)
 
     def data(self) -> dict[str, Any]:
         """JSON-able."""
-        return asdict(self) | {"regimes": dict(self.regimes)}
+        total = asdict(self.total)
+        ulps = {k: n for k, n in zip(ULPS, total.pop("ulps"), strict=True) if n}
+        return asdict(self) | {"total": total, "ulps": ulps, "regimes": dict(self.regimes)}
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,11 @@ class Trial:
         self._shrink_until = 0.0
         self.lost = False  # the device's context died in a crash, or the kernel hung: running it again would not help
         self.on_hang: Callable[[Finding], None] = lambda finding: None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What reports and the ledger know the trial by."""
+        return {"kernel": self.kernel.id, "property": self.law.name, "dtype": self.dtype}
 
     def __call__(self, recipe: Recipe) -> None:
         """Put the law to one recipe; raises Broken.

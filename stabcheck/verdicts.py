@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from stabcheck.floats import by_name, name_of
+
 ANY_FINITE = torch.finfo(torch.float64).max  # as a bound: any finite value will do
+ULPS = range(-3, 13)  # classes of errors: at most 2^k ulp
 KINDS = ("non-finite", "wrong", "unstable", "out of support", "order", "not deterministic", "memory", "crash", "hang")
 
 
@@ -22,6 +25,7 @@ class Comparison:
     aligned:   row i is row i of the batch.
     support:   an exact 0 means that there must be nothing: a failure there is "out of support".
     draws: how many random draws are counted in it; such a comparison fails by chance with probability `stabcheck.statistics.ALPHA`.
+    reference: expected is the fp64 reference, so that the error in ulp of got's format says how accurate the kernel is.
     """
 
     got: torch.Tensor
@@ -34,12 +38,14 @@ class Comparison:
     aligned: bool = True
     support: bool = True
     draws: int = 0
+    reference: bool = False
 
 
 @dataclass(frozen=True)
 class Summary:
     """Counts of one or more comparisons: elements that fail, were compared, were left free, are ill-conditioned; worst error / bound;
-    random draws, and comparisons that may fail by chance."""
+    random draws, and comparisons that may fail by chance; of well-conditioned elements held against the reference the worst error in ulp,
+    and how many have one of at most 2^k ulp and above 2^(k−1), for k in ULPS (the first takes all below, the last all above)."""
 
     failed: int = 0
     compared: int = 0
@@ -48,6 +54,8 @@ class Summary:
     utilisation: float = 0.0
     draws: int = 0
     chances: int = 0
+    ulp: float = 0.0
+    ulps: tuple[int, ...] = (0,) * len(ULPS)
 
     def __add__(self, other: Summary) -> Summary:
         return Summary(
@@ -58,6 +66,8 @@ class Summary:
             max(self.utilisation, other.utilisation),
             self.draws + other.draws,
             self.chances + other.chances,
+            max(self.ulp, other.ulp),
+            tuple(map(int.__add__, self.ulps, other.ulps)),
         )
 
 
@@ -72,12 +82,15 @@ def summarise(comparisons: Iterable[Comparison]) -> list[Summary]:
     """One Summary per comparison, read back from the device together."""
     comparisons = list(comparisons)
     counted = [c for c in comparisons if c.got.numel()]
-    read = iter(torch.stack([_counts(c) for c in counted]).tolist() if counted else [])
+    rows = [_counts(c) for c in counted]
+    flat = iter(torch.cat(rows).tolist() if rows else [])
+    read = iter([[next(flat) for _ in range(len(row))] for row in rows])
     return [_summary(c, next(read)) if c.got.numel() else Summary() for c in comparisons]
 
 
 def _counts(c: Comparison) -> torch.Tensor:
-    """[4] fp64: elements plainly within their bound, ill-conditioned ones, free ones, worst error / bound; few launches, no read-back.
+    """[4] fp64: elements plainly within their bound, ill-conditioned ones, free ones, worst error / bound; few launches, no read-back. Of a
+    comparison with the reference the errors in ulp follow.
 
     An element is ill-conditioned where its bound exceeds its magnitude; there error / bound says nothing (a result flushed to zero uses up
     all of its bound) and is left out of the worst, as is an error over a bound of 0, which fails or is 0.
@@ -85,22 +98,37 @@ def _counts(c: Comparison) -> torch.Tensor:
     error = (c.got.double() - c.expected).abs_()
     within = error <= c.bound
     ill = torch.zeros_like(within) if isinstance(c.bound, float) else (c.bound > c.expected.abs()).expand(error.shape)
-    used = error.div_(c.bound).masked_fill_(ill, 0.0)
-    counted = [within, ill]
+    counted, out = [within, ill], ill
     if c.free is not None:
         free = c.free.expand(error.shape)
-        counted, used = [within | free, ill & ~free, free], used.masked_fill_(free, 0.0)
+        counted, out = [within | free, ill & ~free, free], ill | free
+    in_ulps = [_ulps(error, c, out)] if c.reference and c.got.is_floating_point() else []
+    used = error.div_(c.bound).masked_fill_(out, 0.0)
     counts = torch.stack(counted).reshape(len(counted), -1).sum(-1)
     if c.free is None:
         counts = torch.nn.functional.pad(counts, (0, 1))
-    return torch.cat([counts, used.nan_to_num_(0.0, 0.0, 0.0).amax()[None]])  # cat takes the counts to fp64
+    return torch.cat([counts, used.nan_to_num_(0.0, 0.0, 0.0).amax()[None], *in_ulps])  # cat takes the counts to fp64
+
+
+def _ulps(error: torch.Tensor, c: Comparison, out: torch.Tensor) -> torch.Tensor:
+    """[1 + len(ULPS)] fp64: the worst error in ulp of got's format at the expected value, and how many are in each class."""
+    fmt = by_name(name_of(c.got.dtype))
+    exponent = torch.frexp(c.expected.double()).exponent.sub_(1).clamp_(min=fmt.emin) - (fmt.precision - 1)
+    error = torch.ldexp(error, -exponent).masked_fill_(out | ~error.isfinite(), -1.0)
+    mantissa, ceiling = torch.frexp(error)
+    ceiling = (ceiling - (mantissa == 0.5).int()).double().masked_fill_(error <= 0, ULPS[0]).clamp_(ULPS[0], ULPS[-1])
+    classes = torch.histc(ceiling.masked_fill_(error < 0, ULPS[-1] + 9), len(ULPS), ULPS[0] - 0.5, ULPS[-1] + 0.5)
+    return torch.cat([error.amax().clamp(min=0.0)[None], classes])
 
 
 def _summary(c: Comparison, row: list[float]) -> Summary:
-    within, ill, free, worst = row
+    within, ill, free, worst, *ulps = row
     size = c.got.numel()
     failed = 0 if within == size else int(agreement(c).sum())  # NaN that should be NaN, say, is looked at only now
-    return Summary(failed, size - int(free), int(free), int(ill), 0.0 if c.draws else worst, c.draws, int(c.draws > 0))
+    sizes = failed, size - int(free), int(free), int(ill)
+    if not ulps:
+        return Summary(*sizes, 0.0 if c.draws else worst, c.draws, int(c.draws > 0))
+    return Summary(*sizes, worst, ulp=ulps[0], ulps=tuple(map(int, ulps[1:])))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ def item(outcome="passed", prop="accuracy", findings=(), reason="", utilisation=
         "property": prop,
         "dtype": "fp32",
         "device": "CPU (interpreter)",
+        "arch": "interpreter",
+        "corpus": "",
         "tally": TALLY | {"total": total} | tally,
         "findings": list(findings),
         "outcome": outcome,
@@ -33,7 +35,7 @@ def item(outcome="passed", prop="accuracy", findings=(), reason="", utilisation=
 
 
 def text(*items):
-    return "\n".join(lines(list(items), "cpu"))
+    return "\n".join(lines({"items": list(items)}))
 
 
 def test_the_worst_use_of_a_bound_is_told_with_its_law():
@@ -91,14 +93,14 @@ def test_the_verdict(items, last):
 
 def test_one_bug_in_two_trials_is_one_finding():
     found = [{"id": "abc123", "replay": "stabcheck replay x.json"}]
-    assert "BROKEN on CPU (interpreter): 1 distinct findings in 2 trials: abc123" in text(
+    assert "BROKEN on CPU (interpreter): 1 finding in 2 trials: abc123" in text(
         item("failed", findings=found), item("failed", findings=found)
     )
 
 
 def test_what_did_not_run_is_told_by_reason():
     shown = text(item(), item("skipped", "in_place", reason="declares no in_place"), item("skipped", "offsets64", reason="needs a GPU"))
-    assert "did not run:\n  declares no in_place: in_place × 1\n  needs a GPU: offsets64 × 1" in shown
+    assert "did not run, declares no in_place: in_place × 1\ndid not run, needs a GPU: offsets64 × 1" in shown
 
 
 def test_refused_and_empty_examples_weaken_a_pass():

@@ -1,0 +1,79 @@
+"""The corpus: committed reproducers, each collected by pytest as a test of its own and replayed before anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stabcheck.errors import NotAllowed, UsageError
+from stabcheck.outcomes import Outcomes, Session
+from stabcheck.reproducers import SCHEMA, Reproducer, kernel_of, read, trial_of
+from stabcheck.trial import Tally, Trial
+
+
+def is_reproducer(path: Path) -> bool:
+    """Whether a file says that it is one, of any version."""
+    return f'"{SCHEMA.partition("/")[0]}/' in path.read_text(errors="replace")
+
+
+class CorpusFile(pytest.File):
+    """One reproducer's JSON file; a damaged one is an error of collection."""
+
+    session_state: Session
+
+    @classmethod
+    def of(cls, parent: Any, path: Path, session: Session) -> CorpusFile:
+        made: CorpusFile = cls.from_parent(parent, path=path)
+        made.session_state = session
+        return made
+
+    def collect(self) -> Iterator[pytest.Item]:
+        try:
+            reproducer = read(self.path)
+        except UsageError as error:
+            raise self.CollectError(str(error)) from None
+        item: CorpusItem = CorpusItem.from_parent(self, name=reproducer.id)
+        item.session_state = self.session_state
+        item.reproducer, item.corpus = reproducer, reproducer.id
+        yield item
+
+
+class CorpusItem(Outcomes, pytest.Item):
+    """Replays one reproducer. Of a kernel that is not under test nothing is imported, and the item does not run."""
+
+    reproducer: Reproducer
+    trial: Trial | None = None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        r = self.reproducer
+        return {"kernel": f"{r.operation}[{r.kernel}]", "property": r.property_name, "dtype": r.dtype}
+
+    def tally(self) -> dict[str, Any]:
+        return (self.trial.tally if self.trial else Tally()).data()
+
+    def examine(self) -> None:
+        session, recipe = self.session_state, self.reproducer.recipe
+        try:
+            kernel = kernel_of(self.reproducer, [target.partition(":")[0] for target in session.targets])
+            self.trial = trial = trial_of(self.reproducer, kernel, session.device)
+        except NotAllowed:
+            pytest.skip("the reproducer's kernel is not under test")
+        except UsageError as error:
+            pytest.fail(str(error), pytrace=False)
+        if why := trial.law.why_not(kernel, session.device):
+            pytest.skip(why)
+        outcome = trial.examine(recipe)
+        trial.tally.count(recipe, outcome)
+        if not outcome.ok:
+            self.found = [trial.finding(recipe, outcome).with_(files=(_short(self.path),))]
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        return self.path, None, f"reproducer {self.name}"
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -1,0 +1,73 @@
+"""What makes a pass weaker than it looks: told in the terminal, in Markdown and in HTML alike."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from stabcheck.regimes import names
+from stabcheck.results import Report
+
+Items = list[dict[str, Any]]
+SHOWN = 12  # of a long list
+
+
+def weak(report: Report) -> list[str]:
+    """One line each, the gravest first."""
+    items = report["items"]
+    return [*_interpreter(items), *_empty(items), *_not_run(items), *_ill(items), *never_drawn(items), *_gate(report)]
+
+
+def _interpreter(items: Items) -> Iterator[str]:
+    ran = [item for item in items if item["outcome"] != "skipped"]
+    if n := sum(item["arch"] == "interpreter" for item in ran):
+        yield f"{n} of {len(ran)} trials ran through the interpreter: logic only, not a GPU's arithmetic"
+
+
+def _empty(items: Items) -> Iterator[str]:
+    for name, text in (("vacuous", "examples compared nothing"), ("unsupported", "examples were refused as unsupported")):
+        if count := sum(item["tally"][name] for item in items):
+            yield f"{count} {text} ({', '.join(Counter(item['property'] for item in items if item['tally'][name]))})"
+
+
+def _not_run(items: Items) -> Iterator[str]:
+    reasons: dict[str, Counter[str]] = defaultdict(Counter)
+    for item in items:
+        if item["outcome"] == "skipped":
+            reasons[item["reason"]][item["property"]] += 1
+    for reason, properties in sorted(reasons.items()):
+        yield f"did not run, {reason}: " + ", ".join(f"{name} × {n}" for name, n in sorted(properties.items()))
+
+
+def _ill(items: Items) -> Iterator[str]:
+    compared, ill = (sum(item["tally"]["total"][key] for item in items) for key in ("compared", "ill"))
+    if ill:
+        yield f"{ill / compared:.1%} of the elements compared are ill-conditioned: their bound exceeds their magnitude"
+
+
+def never_drawn(items: Items) -> Iterator[str]:
+    """Regimes of inputs that no example of an operation reached."""
+    rows: dict[str, Counter[str]] = defaultdict(Counter)
+    for item in items:
+        if item["tally"]["examples"]:
+            rows[item["kernel"].partition("[")[0]].update(item["tally"]["regimes"])
+    for operation, counts in rows.items():
+        if missing := [name for name in names(operation) if not counts[name]]:
+            yield f"never drawn, {operation}: " + ", ".join(missing)
+
+
+def _gate(report: Report) -> Iterator[str]:
+    baselines, scope, known = report.get("baselines", {}), report.get("scope", {}), report.get("ledger", ())
+    if baselines.get("state") == "absent":
+        yield f"no accuracy baselines for {baselines['arch']} in {baselines['directory']}: stabcheck gate --update records them"
+    if known and (failing := [entry for entry in known if entry["state"] == "known"]):
+        yield f"known to fail ({len(failing)}): " + _few([f"{e['property']} · {e['kernel']} · {e['dtype']}, {e['issue']}" for e in failing])
+    if scope.get("left_out"):
+        yield f"left out, unchanged since {scope['since']}: " + _few(scope["left_out"])
+    if report.get("mutants") and not report["mutants"].get("killed"):
+        yield "no mutant could run here to prove that the laws notice something"
+
+
+def _few(parts: list[str]) -> str:
+    return ", ".join(parts[:SHOWN]) + (f" and {len(parts) - SHOWN} more" if len(parts) > SHOWN else "")
