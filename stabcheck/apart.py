@@ -32,5 +32,6 @@ def run_apart(item: Any, kind: str) -> tuple[list[dict[str, Any]], dict[str, Any
 
 def _died(identity: dict[str, str], kind: str, status: int) -> dict[str, Any]:
     how = f"signal {-status}" if status < 0 else f"exit status {status}"
-    text = f"BROKEN  {identity['property']} · {identity['kernel']} · {identity['dtype']}\n  cause    its process ended with {how} and no results"
+    head = f"BROKEN  {identity['property']} · {identity['kernel']} · {identity['dtype']}"
+    text = f"{head}\n  cause    its process ended with {how} and no results"
     return identity | {"id": "", "kind": kind, "rows": 0, "vocab": 0, "steps": 0, "files": [], "replay": "", "text": text}

@@ -1,6 +1,6 @@
 """Accuracy baselines: the worst a kernel was seen to do on an architecture, as a ratchet beneath the bounds.
 
-`<directory>/<arch>/<operation>-<kernel>.json` holds, for every property and dtype, the worst use of the bound and the worst error in ulp: one
+`<directory>/<arch>/<operation>-<kernel>.json` holds the worst use of the bound and the worst error in ulp of every property and dtype: one
 metric a line, sorted. They are compared in profile gate only, whose examples are the same in every run. Figures are kept to two digits,
 rounded up: the last bits of a maximum over a sample say nothing of a kernel.
 """

@@ -9,6 +9,7 @@ Another operation is another `Benchmark` in `stabcheck.benchmarks`: data, no cod
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,16 +18,14 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Column, Table
 
+from stabcheck import devices, ratios
 from stabcheck.benchmarks import BENCHMARKS
-from stabcheck.devices import describe, gpu_available, versions
 from stabcheck.errors import UsageError
 from stabcheck.points import Benchmark, Point, Run
 
-ALL = 1000  # columns of a terminal: the table is as wide as it needs; a narrower one wraps its lines
+NO_GPU = "bench times kernels on a GPU and torch sees none here; run it on a machine with one"
 ONLY_WRITTEN = ("copy", "ours / copy", "our host", "our memory")  # columns of the files that the terminal does not show
 WARM_UP, REPEATS = 10, 100
 
@@ -63,30 +62,46 @@ class Line:
         return {f"ours / {name}": us and round(self.ours.median / us, 3) for name, us in others.items()}
 
 
-def bench(
-    operation: str,
-    *,
-    out_dir: Path | None,
-    points: Sequence[Point] | None = None,
-    peers: tuple[str, ...] | None = None,
-    console: Console | None = None,
-) -> list[dict[str, Any]]:
-    """Measure an operation; print the table; write `<operation>-<device>.json` and `.md` to `out_dir`.
+def run_benches(what: str, *, out_dir: Path | None, peers: Sequence[str], compare: Path | None, console: Console) -> int:
+    """`stabcheck bench WHAT`: measure an operation, or all, one after another; returns the exit code.
 
     Raises
     ------
-    UsageError: no GPU, or an operation or peer it does not know.
+    UsageError: an operation or a peer it does not know; a base that is missing, damaged or of another operation.
     """
-    if operation not in BENCHMARKS:
-        raise UsageError(f"no benchmark of {operation!r}; there is one of {', '.join(BENCHMARKS)}")
-    benchmark = BENCHMARKS[operation]
-    for name in peers or ():
-        if name not in benchmark.peers:
-            raise UsageError(f"unknown peer {name!r}; {benchmark.name} knows {', '.join(benchmark.peers)}")
-    if not gpu_available():
-        raise UsageError("bench times kernels on a GPU and torch sees none here; run it on a machine with one")
-    console = console or Console(highlight=False)
-    chosen = {name: load for name, load in benchmark.peers.items() if peers is None or name in peers}
+    benchmarks = named(what, peers)
+    bases = ratios.load(compare, benchmarks[0].name if what != "all" else "") if compare else []
+    if not devices.gpu_available():
+        print(f"stabcheck: {NO_GPU}", file=sys.stderr)
+        return 3
+    model = devices.describe("cuda").model
+    beside = [ratios.counterpart(bases, b.name, model) for b in benchmarks]  # read before --out may write over them
+    for benchmark, base in zip(benchmarks, beside, strict=True):
+        now = bench(benchmark, out_dir=out_dir, peers=peers, console=console)
+        if base:
+            ratios.show(base, now, console)
+        elif compare:
+            console.print(f"{benchmark.name}: not compared, {compare} holds no bench of it", markup=False, soft_wrap=True)
+    return 0
+
+
+def named(what: str, peers: Sequence[str] = ()) -> list[Benchmark]:
+    """The benchmark of an operation, or all. Raises UsageError for a name that is not known, of a peer too."""
+    if what != "all" and what not in BENCHMARKS:
+        raise UsageError(f"no benchmark of {what!r}; there is one of {', '.join(BENCHMARKS)}, and all")
+    found = list({b.name: b for b in BENCHMARKS.values()}.values()) if what == "all" else [BENCHMARKS[what]]
+    known = dict.fromkeys(name for b in found for name in b.peers)
+    for name in peers:
+        if name not in known:
+            raise UsageError(f"unknown peer {name!r}; {what} knows {', '.join(known)}")
+    return found
+
+
+def bench(
+    benchmark: Benchmark, *, out_dir: Path | None, peers: Sequence[str] = (), console: Console, points: Sequence[Point] = ()
+) -> ratios.Document:
+    """Measure an operation beside some peers or all; print the table; write `<operation>-<device>.json`, which it returns, and `.md`."""
+    chosen = {name: load for name, load in benchmark.peers.items() if not peers or name in peers}
     bandwidth = _copy_bandwidth()
     lines = []
     for point in points or benchmark.points:
@@ -94,18 +109,23 @@ def bench(
         console.print(f"{point.dtype} {point.rows} × {point.vocab}: ours {lines[-1].ours.median:.1f} µs", style="dim")
     cells = [_cells(line, list(chosen)) for line in lines]
     shown = [{name: text for name, text in row.items() if name not in ONLY_WRITTEN and not name.endswith("†")} for row in cells]
-    table = Table(*(Column(name, no_wrap=True) for name in shown[0]), box=SIMPLE, padding=0)
-    for row in shown:
-        table.add_row(*row.values())
-    console.print(table, width=console.measure(table, options=console.options.update(width=ALL)).maximum, crop=False)
+    ratios.show_table(shown, console)
+    about = _about(benchmark, bandwidth)
+    document = about | {"points": [asdict(line) | line.ratios for line in lines]}
     if out_dir:
-        device = describe("cuda")
-        about: dict[str, Any] = {"operation": benchmark.name, "device": device.model, "arch": device.arch}
-        about |= {"floor": benchmark.moves, "copy_tb_per_s": round(bandwidth / 1e12, 3)}
-        about |= {"published": benchmark.published_where} if benchmark.published else {}
-        about |= {"command": f"stabcheck bench {benchmark.name} --out reports/bench", **versions()}
-        _write(out_dir, about, lines, cells)
-    return [asdict(line) | line.ratios for line in lines]
+        out_dir.mkdir(parents=True, exist_ok=True)
+        stem = ratios.stem(about["operation"], about["device"])
+        (out_dir / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n")
+        (out_dir / f"{stem}.md").write_text(_markdown(about, lines, cells))
+    return document
+
+
+def _about(benchmark: Benchmark, bandwidth: float) -> dict[str, Any]:
+    device = devices.describe("cuda")
+    about: dict[str, Any] = {"schema": ratios.SCHEMA, "operation": benchmark.name, "device": device.model, "arch": device.arch}
+    about |= {"floor": benchmark.moves, "copy_tb_per_s": round(bandwidth / 1e12, 3)}
+    about |= {"published": benchmark.published_where} if benchmark.published else {}
+    return about | {"command": f"stabcheck bench {benchmark.name} --out reports/bench", **devices.versions()}
 
 
 def _measure(benchmark: Benchmark, point: Point, peers: dict[str, Callable[[], Run]], bandwidth: float) -> Line:
@@ -190,13 +210,6 @@ def _cells(line: Line, peers: list[str]) -> dict[str, str]:
         "our host": f"{line.ours.host:.0f}",
         "our memory": " / ".join(f"{timing.memory:.2f}" for timing in (line.ours, *line.variants.values())),
     }
-
-
-def _write(out_dir: Path, about: dict[str, Any], lines: list[Line], cells: list[dict[str, str]]) -> None:
-    out_dir.mkdir(parents=True, exist_ok=True)
-    stem = out_dir / f"{about['operation']}-{about['device'].lower().removeprefix('nvidia ').replace(' ', '-')}"
-    stem.with_suffix(".json").write_text(json.dumps({**about, "points": [asdict(line) | line.ratios for line in lines]}, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(_markdown(about, lines, cells))
 
 
 def _markdown(about: dict[str, Any], lines: list[Line], cells: list[dict[str, str]]) -> str:

@@ -62,6 +62,12 @@ def _torch_logsumexp(logits: torch.Tensor) -> torch.Tensor:
     return torch.logsumexp(logits, -1)
 
 
+def _fla_logsumexp() -> Run:
+    from fla.ops.utils.logsumexp import logsumexp_fwd  # fla-core
+
+    return logsumexp_fwd  # type: ignore[no-any-return]
+
+
 LOGSUMEXP = Benchmark(
     name="logsumexp",
     points=points(("bf16", "fp32"), VOCABS, (1, 32, 512, 4096)),
@@ -69,7 +75,7 @@ LOGSUMEXP = Benchmark(
     moves="the logits read once",
     moved=lambda inputs: inputs[0].nbytes,
     ours=_logsumexp,
-    peers={"torch eager": lambda: _torch_logsumexp, "torch.compile": compiled(_torch_logsumexp)},
+    peers={"torch eager": lambda: _torch_logsumexp, "torch.compile": compiled(_torch_logsumexp), "fla-core": _fla_logsumexp},
 )
 
 # ---- log-probability of a token, and entropy
@@ -127,6 +133,12 @@ def _liger_cross_entropy() -> Run:
     return lambda logits, target: torch.autograd.grad(liger_cross_entropy(logits, target), logits)
 
 
+def _fla_cross_entropy() -> Run:
+    from fla.modules.fused_cross_entropy import cross_entropy_loss  # fla-core; returns one loss a row, and the z-losses
+
+    return lambda logits, target: torch.autograd.grad(cross_entropy_loss(logits, target)[0].mean(), logits)
+
+
 CROSS_ENTROPY = Benchmark(
     name="cross_entropy",
     points=points(("bf16",), (32000, 128256), (512, 4096)),
@@ -140,6 +152,7 @@ CROSS_ENTROPY = Benchmark(
         "torch fp32": lambda: lambda logits, target: torch.autograd.grad(_upcast(logits, target), logits),
         "torch.compile fp32": _compiled_cross_entropy,
         "liger-kernel": _liger_cross_entropy,
+        "fla-core": _fla_cross_entropy,
     },
     overwrites=True,
 )

@@ -1,0 +1,7 @@
+"""`python -m stabcheck` is `stabcheck`."""
+
+import sys
+
+from stabcheck.cli import main
+
+sys.exit(main())
