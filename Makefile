@@ -15,7 +15,7 @@ GPU    = $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_availab
 SPREAD = OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test lint types wheel clean
+.PHONY: help install check gate test lint types wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -25,6 +25,9 @@ install: $(STAMP) ## the virtual environment with stabcheck (editable) and its t
 
 check: $(STAMP) ## the main job: every built-in kernel against every property, on the GPU if there is one
 	@if $(GPU); then $(BIN)/stabcheck run $(ARGS); else $(SPREAD) $(BIN)/stabcheck run -n $(JOBS) $(ARGS); fi
+
+gate: $(STAMP) ## the same on examples that do not change, with self-test, corpus, ledger, baselines and reports: what CI runs
+	@if $(GPU); then $(BIN)/stabcheck gate $(ARGS); else $(SPREAD) $(BIN)/stabcheck gate -n $(JOBS) $(ARGS); fi
 
 test: $(STAMP) ## the toolkit's own tests
 	$(SPREAD) $(BIN)/python -m pytest tests -n $(JOBS) $(ARGS)

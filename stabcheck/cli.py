@@ -1,4 +1,7 @@
-"""The command line: run, replay, list, doctor, mutants, bench. Exit codes: 0 held, 1 finding, 2 wrong use, 3 could not run."""
+"""The command line: run, replay, gate, report, list, doctor, mutants, bench.
+
+Exit codes: 0 held, 1 finding or loss of accuracy, 2 wrong use, 3 could not run, 4 stale ledger or baseline.
+"""
 
 from __future__ import annotations
 
@@ -86,6 +89,19 @@ def gate(
         tuple(targets) or (BUILT_IN,), operation, device, report_dir, corpus, ledger, baselines, changed_since, renewed, not no_mutants
     )
     raise typer.Exit(run_gate(asked, more, Console(soft_wrap=True, highlight=False)))
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path] | None, typer.Argument(help="results.json of a run. Default: the latest.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Join the results of several shards or hosts.")] = False,
+    bench: Annotated[list[Path] | None, typer.Option(help="Benches to show, files or directories. Default: reports/bench.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write. Default: beside the results; joined ones: reports/merged.")] = None,
+) -> None:
+    """The reports of results, anew or joined: report.html, a page that opens offline, and gate.md. Exits as the run they speak of did."""
+    from stabcheck.report import run_report
+
+    raise typer.Exit(run_report(results or [], merge, bench or [], out, Console(soft_wrap=True, highlight=False)))
 
 
 @app.command("list")

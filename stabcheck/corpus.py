@@ -41,7 +41,7 @@ class CorpusFile(pytest.File):
         yield item
 
 
-class CorpusItem(Outcomes, pytest.Item):
+class CorpusItem(Outcomes, pytest.Item):  # type: ignore[misc]  # pytest's own classes disagree on repr_failure
     """Replays one reproducer. Of a kernel that is not under test nothing is imported, and the item does not run."""
 
     reproducer: Reproducer

@@ -18,6 +18,7 @@ from rich.console import Console
 from stabcheck.changes import split
 from stabcheck.devices import gpu_available, prepare
 from stabcheck.ledger import load as load_ledger
+from stabcheck.markdown import markdown
 from stabcheck.mutants import self_test
 from stabcheck.registry import Kernel
 from stabcheck.report import find_benches, write_reports
@@ -87,10 +88,11 @@ def _arguments(gate: Gate, device: str, only: Sequence[Kernel], more: Sequence[s
 def _finish(gate: Gate, report: Report, status: int, console: Console) -> int:
     """Write and tell; a session that failed for another reason than ours is no pass."""
     write(report, gate.report_dir / "results.json")
-    written = write_reports(report, gate.report_dir, find_benches())
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with open(summary, "a") as file:
-            file.write((gate.report_dir / "gate.md").read_text() + "\n")
+    benches = find_benches()
+    written = write_reports(report, gate.report_dir, benches)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):  # where a job tells what it found, if there is such a place
+        with open(summary, "a", encoding="utf-8") as file:
+            file.write(markdown(report, benches) + "\n")
     code, verdict = judgement(report)
     console.print(f"\ngate: {verdict}", markup=False, highlight=False, soft_wrap=True)
     for path in written:

@@ -31,7 +31,7 @@ GATE_ON_CPU = 0.12  # of the examples a gate draws on a GPU: all kernels pass tw
 MUTANT_WEIGHT = 6
 
 
-class LawItem(Outcomes, pytest.Function):
+class LawItem(Outcomes, pytest.Function):  # type: ignore[misc]  # pytest's own classes disagree on repr_failure
     """Runs one trial. What Hypothesis finds is confirmed, shrunk to concrete rows, saved and told in a few lines."""
 
     trial: Trial

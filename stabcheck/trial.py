@@ -55,10 +55,15 @@ class Tally:
             worst[key] = max(worst.get(key, 0.0), outcome.total.utilisation)
 
     def data(self) -> dict[str, Any]:
-        """JSON-able."""
-        total = asdict(self.total)
+        """JSON-able; figures to four digits, since sums of the reference may be added in any order on a GPU."""
+        total = asdict(self.total) | {"utilisation": _short(self.total.utilisation), "ulp": _short(self.total.ulp)}
+        by = {name: {key: _short(value) for key, value in getattr(self, name).items()} for name in ("by_vocab", "by_magnitude")}
         ulps = {k: n for k, n in zip(ULPS, total.pop("ulps"), strict=True) if n}
-        return asdict(self) | {"total": total, "ulps": ulps, "regimes": dict(self.regimes)}
+        return asdict(self) | by | {"total": total, "ulps": ulps, "regimes": dict(self.regimes)}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 @dataclass(frozen=True)
