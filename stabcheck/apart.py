@@ -9,29 +9,63 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-CARRIED = ("--stabcheck-kernels", "--stabcheck-operation", "--stabcheck-device", "--hypothesis-profile", "--hypothesis-seed")
+from stabcheck.errors import UsageError
+
+CARRIED = (
+    "--stabcheck-kernels",
+    "--stabcheck-operation",
+    "--stabcheck-device",
+    "--stabcheck-corpus",
+    "--hypothesis-profile",
+    "--hypothesis-seed",
+)
+SECONDS = 1800  # beyond the watchdog's own limit, which the process keeps as well
+BEGAN = "stabcheck: "  # the header, which is shown once all is collected
+TAIL = 400  # characters of an error that is handed on
 
 
 def run_apart(item: Any, kind: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """(findings, tally) of one item, run by another pytest; a process that ends without results is a finding of `kind`.
+    """(findings, tally) of one item, run by another pytest over the same places; one that dies on the way is a finding of `kind`.
 
-    The ledger is left out there, so that nothing is known and the trial is launched.
+    The ledger is left out there, so that nothing is known and the trial is launched. What goes wrong outside the kernel fails the item.
     """
     with tempfile.TemporaryDirectory(prefix="stabcheck-") as scratch:
-        command = [sys.executable, "-m", "pytest", f"{item.path}::{item.name}", "--import-mode=importlib", "-q", "-p", "no:cacheprovider"]
-        command += [f"--rootdir={item.config.rootpath}", f"--stabcheck-report-dir={scratch}", "--stabcheck-ledger="]
-        command += [f"{name}={value}" for name in CARRIED if (value := item.config.getoption(name, None))]
-        ended = subprocess.run(command, cwd=item.config.invocation_params.dir, capture_output=True, text=True)
+        try:
+            ended = subprocess.run(
+                _command(item, scratch), cwd=item.config.invocation_params.dir, capture_output=True, text=True, timeout=SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return [_died(item.identity, kind, f"was ended after {SECONDS} s")], None
         results = Path(scratch) / "results.json"
-        if results.is_file() and (found := json.loads(results.read_text())["items"]):
-            findings = [finding | {"files": [], "replay": ""} for finding in found[0]["findings"]]  # the files are gone with the folder
-            if findings or found[0]["outcome"] != "failed":
-                return findings, found[0]["tally"]
-    return [_died(item.identity, kind, ended.returncode)], None
+        items = json.loads(results.read_text())["items"] if results.is_file() else []
+    found = [one for one in items if one.get("corpus", "") == getattr(item, "corpus", "")]
+    if found and (found[0]["findings"] or found[0]["outcome"] != "failed"):
+        return [_without_files(finding) for finding in found[0]["findings"]], found[0]["tally"]
+    if found or BEGAN not in ended.stdout:
+        told = (ended.stdout + ended.stderr).strip()[-TAIL:]
+        raise UsageError(f"could not be run in a process of its own, as the ledger asks for with kind {kind!r}; mend this first:\n{told}")
+    status = ended.returncode
+    how = f"ended with signal {-status} and no results" if status < 0 else f"ended with exit status {status} and no results"
+    return [_died(item.identity, kind, how)], None
 
 
-def _died(identity: dict[str, str], kind: str, status: int) -> dict[str, Any]:
-    how = f"signal {-status}" if status < 0 else f"exit status {status}"
+def _command(item: Any, scratch: str) -> list[str]:
+    config = item.config
+    places = [*config.args, *(["--pyargs"] if config.getoption("pyargs", False) else [])]
+    command = [sys.executable, "-m", "pytest", *places, "--import-mode=importlib", "-q", "-p", "no:cacheprovider"]
+    command += [f"--rootdir={config.rootpath}", *(["-c", str(config.inipath)] if config.inipath else [])]
+    command += [f"--stabcheck-report-dir={scratch}", "--stabcheck-ledger=", f"--stabcheck-only={'|'.join(item.identity.values())}"]
+    command += [f"{name}={value}" for name in CARRIED if (value := config.getoption(name, None))]
+    return command + [word for setting in config.getoption("override_ini", None) or [] for word in ("-o", setting)]
+
+
+def _without_files(finding: dict[str, Any]) -> dict[str, Any]:
+    """A finding whose files are gone with the other process's folder."""
+    text = [line for line in finding["text"].splitlines() if not line.startswith(("  replay", "  script"))]
+    return finding | {"files": [], "replay": "", "text": "\n".join(text)}
+
+
+def _died(identity: dict[str, str], kind: str, how: str) -> dict[str, Any]:
     head = f"BROKEN  {identity['property']} · {identity['kernel']} · {identity['dtype']}"
-    text = f"{head}\n  cause    its process ended with {how} and no results"
-    return identity | {"id": "", "kind": kind, "rows": 0, "vocab": 0, "steps": 0, "files": [], "replay": "", "text": text}
+    found = {"id": "", "kind": kind, "rows": 0, "vocab": 0, "steps": 0, "files": [], "replay": ""}
+    return identity | found | {"text": f"{head}\n  cause    its process {how}"}

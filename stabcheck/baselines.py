@@ -7,7 +7,9 @@ rounded up: the last bits of a maximum over a sample say nothing of a kernel.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -36,11 +38,12 @@ class Ratchet:
     loosened: list[Change] = field(default_factory=list)
     tighter: list[Change] = field(default_factory=list)
     accepted: list[Change] = field(default_factory=list)  # loosened, and recorded as asked
+    removed: list[str] = field(default_factory=list)  # were left over, until they were told to go
 
 
 def rounded(value: float) -> float:
     """Two significant digits, upwards."""
-    return float(DIGITS.create_decimal(Decimal(value)))
+    return float(DIGITS.create_decimal(Decimal(repr(value))))
 
 
 def measured(items: Iterable[dict[str, Any]]) -> dict[str, Metrics]:
@@ -72,12 +75,14 @@ def hold(items: list[dict[str, Any]], collected: set[Trial] | None, directory: P
     if ratchet.state == "absent":
         return ratchet
     files = {file_of(item["kernel"]) for item in items}
-    for kernel, now in sorted(measured(items).items()):
+    figures = measured(items)
+    for kernel in sorted({item["kernel"] for item in items}):
+        now = figures.get(kernel, {})
         was = _read(home / file_of(kernel))
         _judge(ratchet, kernel, was, now)
         gone = [] if collected is None else [metric for metric in was if _trial(kernel, metric) not in collected]
         ratchet.stale += [f"{kernel} {metric}" for metric in gone]
-        if update:
+        if update and (was or now):
             _write(home / file_of(kernel), _updated(was, now, gone, update))
     if collected is not None:
         files |= {file_of(kernel) for kernel, _, _ in collected}
@@ -88,13 +93,15 @@ def hold(items: list[dict[str, Any]], collected: set[Trial] | None, directory: P
     if update:
         accepted = ratchet.loosened if update == "all" else []
         loosened = [] if accepted else ratchet.loosened
-        return Ratchet(arch, str(directory), "updated", loosened=loosened, accepted=accepted)
+        return Ratchet(arch, str(directory), "updated", loosened=loosened, accepted=accepted, removed=ratchet.stale)
     return ratchet
 
 
 def file_of(kernel: str) -> str:
-    """temperature_softmax[online] -> temperature_softmax-online.json"""
-    return re.sub(r"[^\w.-]+", "-", kernel.rstrip("]").replace("[", "-", 1)) + ".json"
+    """temperature_softmax[online] -> temperature_softmax-online.json; an odd name is made plain, and told from others by a digest."""
+    name = kernel.removesuffix("]").replace("[", "-", 1)
+    plain = re.sub(r"[^\w.-]+", "-", name)
+    return plain + ("" if plain == name else "-" + hashlib.sha256(name.encode()).hexdigest()[:6]) + ".json"
 
 
 def advice(ratchet: dict[str, Any]) -> list[str]:
@@ -102,12 +109,14 @@ def advice(ratchet: dict[str, Any]) -> list[str]:
     told = []
     where = f"{ratchet['directory']}/{ratchet['arch']}"
     if missing := ratchet["missing"]:
-        kernels = ", ".join(dict.fromkeys(text.split()[0] for text in missing))
+        kernels = ", ".join(dict.fromkeys(text.rpartition(" ")[0] for text in missing))
         told.append(f"missing: {len(missing)} metrics of {kernels} have no baseline in {where}; record them with stabcheck gate --update")
     if stale := ratchet["stale"]:
         told.append(f"left over: no trial measures {', '.join(stale)} any more; remove them with stabcheck gate --update")
     told += [f"loosened: {_change(c)}; mend the kernel, or accept it with stabcheck gate --update-all" for c in ratchet["loosened"]]
     told += [f"accepted: {_change(c)}" for c in ratchet["accepted"]]
+    if removed := ratchet.get("removed"):
+        told.append(f"removed: {', '.join(removed)}")
     if tighter := ratchet["tighter"]:
         told.append(f"can be tightened: {len(tighter)} baselines, such as {_change(tighter[0])}; keep it with stabcheck gate --update")
     return told
@@ -143,10 +152,14 @@ def _read(path: Path) -> Metrics:
         return {}
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the baseline {path}: {error}; restore it, or delete it and record it anew") from error
-    good = isinstance(data, dict) and all(key.count(".") == 2 and isinstance(value, int | float) for key, value in data.items())
+    good = isinstance(data, dict) and all(key.count(".") == 2 and _is_figure(value) for key, value in data.items())
     if not good:
         raise UsageError(f"{path} is no baseline: it maps property.dtype.metric to numbers; restore it, or delete it and record it anew")
     return data  # type: ignore[no-any-return]
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _write(path: Path, metrics: Metrics) -> None:

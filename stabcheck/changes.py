@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import functools
+import importlib.util
+import inspect
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import stabcheck
 from stabcheck.baselines import file_of
@@ -32,7 +37,7 @@ def split(kernels: Iterable[Kernel], revision: str, ledger: Path, baselines: Pat
     touched = [
         kernel
         for kernel in kernels
-        if sources(kernel) & changed or file_of(kernel.id) in recorded or f'"kernel": "{kernel.name}"' in reproduced
+        if _may_touch(kernel, changed) or file_of(kernel.id) in recorded or f'"kernel": "{kernel.name}"' in reproduced
     ]
     return touched, [kernel for kernel in kernels if kernel not in touched]
 
@@ -46,25 +51,56 @@ def changed_files(revision: str) -> set[Path]:
         raise UsageError(
             f"no revision {revision!r} that this branch comes from ({error}); fetch it, with its history (fetch-depth: 0)"
         ) from None
-    listed = _git("diff", "--name-only", "-z", base) + _git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", str(root))
-    return {(root / name).resolve() for name in listed.split("\0") if name}
+    differ = _git("diff", "--name-only", "--no-relative", "-z", base)
+    new = _git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", str(root))
+    return {(root / name).resolve() for name in (differ + new).split("\0") if name}
+
+
+def _may_touch(kernel: Kernel, changed: set[Path]) -> bool:
+    """Whether the kernel's files are among the changed ones, or nobody knows them."""
+    return bool(sources(kernel) & changed) or any(_file(module) is None for module in _modules(kernel))
+
+
+def _modules(kernel: Kernel) -> list[str]:
+    functions = [kernel.function, *kernel.routes.values(), *(getattr(kernel, role) for role in FUNCTIONS)]
+    return [str(getattr(_unwrapped(function), "__module__", "")) for function in functions if function]
+
+
+def _unwrapped(function: Any) -> Any:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.unwrap(function)
 
 
 def sources(kernel: Kernel) -> set[Path]:
-    """The files of a kernel's functions and of all they import, as far as they are loaded."""
-    functions = [kernel.function, *kernel.routes.values(), *(getattr(kernel, role) for role in FUNCTIONS)]
-    waiting = [str(getattr(function, "__module__", "")) for function in functions if function]
+    """The project's files of a kernel's functions and of all that they import, loaded or not."""
+    waiting = _modules(kernel)
     seen: set[str] = set()
     files: set[Path] = set()
     while waiting:
         name = waiting.pop()
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if name in seen or not file or not file.endswith(".py") or not _own(Path(file)):
-            continue
+        file = None if name in seen else _file(name)
         seen.add(name)
-        files.add(Path(file).resolve())
-        waiting += [*_imports(name, Path(file)), *_parents(name)]
+        if file is None or file.suffix != ".py" or not _own(file):
+            continue
+        files.add(file.resolve())
+        waiting += [*_imports(name, file), *_parents(name)]
     return files
+
+
+def _file(module: str) -> Path | None:
+    """The file of a module; one that is not loaded is looked for, without running it."""
+    if module not in sys.modules:
+        above = module.rpartition(".")[0]
+        if above and above not in sys.modules:
+            return None  # to find it would run its package
+        try:
+            spec = importlib.util.find_spec(module)
+        except (ImportError, ValueError):
+            return None
+        return Path(spec.origin) if spec and spec.has_location and spec.origin else None
+    file = getattr(sys.modules[module], "__file__", None)
+    return Path(file) if file else None
 
 
 def _imports(name: str, file: Path) -> Iterator[str]:
@@ -87,7 +123,8 @@ def _parents(name: str) -> Iterator[str]:
 
 def _own(file: Path) -> bool:
     """Whether a file is the project's, not an installed library's."""
-    return not {"site-packages", "dist-packages"} & set(file.parts) and not file.is_relative_to(sys.base_prefix)
+    libraries = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
+    return not {"site-packages", "dist-packages"} & set(file.parts) and not any(file.is_relative_to(library) for library in libraries)
 
 
 def _of_toolkit(path: Path) -> bool:

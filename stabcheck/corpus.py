@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +16,32 @@ from stabcheck.trial import Tally, Trial
 
 
 def is_reproducer(path: Path) -> bool:
-    """Whether a file says that it is one, of any version."""
-    return f'"{SCHEMA.partition("/")[0]}/' in path.read_text(errors="replace")
+    """Whether a file of the corpus says that it is one, of any version, or is too damaged to say."""
+    try:
+        data = json.loads(path.read_text())
+    except ValueError:
+        return True
+    return isinstance(data, dict) and str(data.get("schema")).startswith(SCHEMA.partition("/")[0])
 
 
 class CorpusFile(pytest.File):
     """One reproducer's JSON file; a damaged one is an error of collection."""
 
-    session_state: Session
+    shared: Callable[[], Session]  # may be wrong use, which is told when the file is collected
 
     @classmethod
-    def of(cls, parent: Any, path: Path, session: Session) -> CorpusFile:
+    def of(cls, parent: Any, path: Path, session: Callable[[], Session]) -> CorpusFile:
         made: CorpusFile = cls.from_parent(parent, path=path)
-        made.session_state = session
+        made.shared = session
         return made
 
     def collect(self) -> Iterator[pytest.Item]:
         try:
-            reproducer = read(self.path)
+            reproducer, session = read(self.path), self.shared()
         except UsageError as error:
             raise self.CollectError(str(error)) from None
         item: CorpusItem = CorpusItem.from_parent(self, name=reproducer.id)
-        item.session_state = self.session_state
+        item.session_state = session
         item.reproducer, item.corpus = reproducer, reproducer.id
         yield item
 
@@ -58,7 +63,8 @@ class CorpusItem(Outcomes, pytest.Item):  # type: ignore[misc]  # pytest's own c
     def examine(self) -> None:
         session, recipe = self.session_state, self.reproducer.recipe
         try:
-            kernel = kernel_of(self.reproducer, [target.partition(":")[0] for target in session.targets])
+            places = [target.partition(":")[0] for target in (*session.targets, *session.adopted)]
+            kernel = kernel_of(self.reproducer, places)
             self.trial = trial = trial_of(self.reproducer, kernel, session.device)
         except NotAllowed:
             pytest.skip("the reproducer's kernel is not under test")

@@ -11,10 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import seed as seeded
 
-from stabcheck.apart import run_apart
 from stabcheck.findings import Broken, Finding
 from stabcheck.laws import Law
-from stabcheck.ledger import APART
 from stabcheck.operations import operation
 from stabcheck.outcomes import Outcomes, Session
 from stabcheck.profiles import LIMITS, settings_for
@@ -35,19 +33,15 @@ class LawItem(Outcomes, pytest.Function):  # type: ignore[misc]  # pytest's own 
     """Runs one trial. What Hypothesis finds is confirmed, shrunk to concrete rows, saved and told in a few lines."""
 
     trial: Trial
-    tally_apart: dict[str, Any] | None = None
 
     @property
     def identity(self) -> dict[str, str]:
         return self.trial.identity
 
     def tally(self) -> dict[str, Any]:
-        return self.tally_apart or self.trial.tally.data()
+        return self.trial.tally.data()
 
     def examine(self) -> None:
-        if fatal := next((entry.kind for entry in self.known if entry.kind in APART), ""):
-            self.apart, self.tally_apart = run_apart(self, fatal)
-            return
         try:
             self.trial.on_hang = self.tell_and_end
             pytest.Function.runtest(self)

@@ -56,7 +56,8 @@ class Ledger:
         return [entry for entry in self.entries if entry.trial() == trial]
 
     def states(self, items: Iterable[dict[str, Any]], collected: Iterable[Trial] | None) -> list[dict[str, str]]:
-        """Each entry with what the run says of it: known, unexpected pass, not run, or stale if no trial collected is what it speaks of.
+        """Each entry with what the run says of it: known, unexpected pass, not run, not seen where the trial failed in another way, or
+        stale if no trial collected is what it speaks of.
 
         collected: None where a run cannot tell, since it did not collect every trial.
         """
@@ -71,7 +72,9 @@ def _state(entry: Entry, items: list[dict[str, Any]], collected: set[Trial] | No
     mine = [item for item in items if (item["kernel"], item["property"], item["dtype"]) == entry.trial() and not item.get("corpus")]
     if any(finding["kind"] == entry.kind for item in mine for finding in item["findings"]):
         return "known"
-    return "unexpected pass" if any(item["outcome"] != "skipped" for item in mine) else "not run"
+    if any(item["outcome"] in ("passed", "unexpected pass") for item in mine):
+        return "unexpected pass"
+    return "not seen" if any(item["outcome"] != "skipped" for item in mine) else "not run"
 
 
 def advice(states: Iterable[dict[str, str]]) -> list[str]:
@@ -87,11 +90,13 @@ def advice(states: Iterable[dict[str, str]]) -> list[str]:
 def load(path: Path) -> Ledger:
     """Read a ledger; a missing file is an empty one. Raises UsageError naming the entry, what is wrong with it and the cure."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return Ledger()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}; name another ledger") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no TOML: {error}; write it in UTF-8") from error
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

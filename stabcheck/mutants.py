@@ -86,11 +86,13 @@ def run_mutants(only: Sequence[str], device: str, report_dir: Path, console: Con
 def self_test(operations: Collection[str], device: str, report_dir: Path) -> dict[str, list[str]]:
     """The short form: which mutants of some operations the laws noticed, and which survived. Those that cannot run here are in neither."""
     chosen = {i: k for i, k in _all().items() if SHORT.get(k.operation) == i and k.operation in operations}
+    if not chosen:
+        return {"killed": [], "survived": []}
     listener = Listener(lambda: None)
     collect_reports(MUTANTS, device, report_dir / "mutants", _select(chosen), listener)
     kills = [_kill(r, chosen) for r in listener.reports if _id(r, chosen)]
     killed = sorted({kill.mutant for kill in kills if kill.killed})
-    skipped = {i for i in chosen if all(kill.outcome == "skipped" for kill in kills if kill.mutant == i)}
+    skipped = {kill.mutant for kill in kills} - {kill.mutant for kill in kills if kill.outcome != "skipped"}
     return {"killed": killed, "survived": sorted(set(chosen) - set(killed) - skipped)}
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stabcheck.apart import run_apart
 from stabcheck.devices import Device
+from stabcheck.errors import UsageError
 from stabcheck.findings import Broken, Finding, broken
-from stabcheck.ledger import Entry, Ledger
+from stabcheck.ledger import APART, Entry, Ledger
 from stabcheck.results import PROPERTY
 
 
@@ -25,6 +27,7 @@ class Session:
     ledger: Ledger
     profile: str | None = None
     targets: tuple[str, ...] = ()
+    adopted: set[str] = field(default_factory=set)  # modules and files whose kernels suites in test files put under test
 
 
 class Outcomes:
@@ -35,6 +38,8 @@ class Outcomes:
     why_not: str | None = None
     found: list[Finding]
     apart: list[dict[str, Any]]  # findings of a process of its own
+    apart_tally: dict[str, Any] | None = None
+    examined = False
     user_properties: list[tuple[str, object]]
 
     @property
@@ -43,7 +48,7 @@ class Outcomes:
         raise NotImplementedError
 
     def examine(self) -> None:
-        """Fill `found`, or `apart`."""
+        """Fill `found`."""
         raise NotImplementedError
 
     def tally(self) -> dict[str, Any]:
@@ -55,7 +60,11 @@ class Outcomes:
         try:
             if self.why_not:
                 pytest.skip(self.why_not)
-            self.examine()
+            if fatal := next((entry.kind for entry in self.known if entry.kind in APART), ""):
+                self.apart, self.apart_tally = run_apart(self, fatal)
+            else:
+                self.examine()
+            self.examined = True
         finally:
             results = self.results()
             self.user_properties.append((PROPERTY, json.dumps(results)))
@@ -69,17 +78,17 @@ class Outcomes:
 
     def results(self) -> dict[str, Any]:
         """JSON-able results of the item; `outcome` only where the ledger decides it."""
-        device, tally = self.session_state.device, self.tally()
+        device, tally = self.session_state.device, self.apart_tally or self.tally()
         findings = [finding.data() for finding in self.found] + self.apart
         told = {"device": str(device), "arch": device.arch, "corpus": self.corpus, "tally": tally, "findings": findings}
         return self.identity | told | self._by_ledger([f["kind"] for f in findings], tally)
 
     def _by_ledger(self, kinds: Sequence[str], tally: dict[str, Any]) -> dict[str, str]:
-        known = self.known
+        known = self.known if self.examined else []
         links = {"reason": ", ".join(dict.fromkeys(entry.issue for entry in known))}
         if kinds and set(kinds) <= {entry.kind for entry in known}:
             return {"outcome": "known"} | links
-        passed = not kinds and not self.corpus and not self.why_not and tally["total"]["compared"] > 0
+        passed = not kinds and not self.corpus and tally["total"]["compared"] > 0
         return {"outcome": "unexpected pass"} | links if known and passed else {}
 
     def conclude(self) -> None:
@@ -101,8 +110,8 @@ class Outcomes:
             pytest.skip(f"compared nothing: {why} in {tally['examples']} examples")
 
     def repr_failure(self, excinfo: Any) -> Any:
-        """The finding's text stands for itself; a traceback through the engine would hide it."""
-        if isinstance(excinfo.value, Broken):
+        """The finding's text, or wrong use, stands for itself; a traceback through the engine would hide it."""
+        if isinstance(excinfo.value, Broken | UsageError):
             return str(excinfo.value)
         return super().repr_failure(excinfo)  # type: ignore[misc]
 

@@ -84,7 +84,7 @@ def _of_use(report: Report, key: str, title: str, across: str, names: dict[int, 
         bins = data[_operation(item)][item["dtype"]]
         for place, value in item["tally"].get(key, {}).items():
             bins[int(place)] = max(number(value), bins.get(int(place), 0.0))
-    caption = f"Worst use of the bound by any kernel, in any property and on any host, against the {across}. Dashed: the bound; what broke it is above."
+    caption = f"Worst use of the bound by any kernel, property and host against the {across}. Dashed: the bound; above it, what broke it."
     return _plot(title, caption, data, partial(_draw_use, names=names))
 
 
@@ -197,7 +197,7 @@ def _look(k: int) -> dict[str, Any]:
 
 def _svg(name: str, label: str, draw: Callable[[Axes], None]) -> str:
     """A panel; its name keeps the ids of its shapes apart from those of other panels."""
-    with style.context(["default", STYLE | {"svg.hashsalt": f"stabcheck {name}"}], after_reset=True):
+    with style.context(STYLE | {"svg.hashsalt": f"stabcheck {name}"}, after_reset=True):
         figure = Figure(figsize=SIZE)
         figure.patch.set_visible(False)
         axes = figure.add_axes(BOX)

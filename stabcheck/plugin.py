@@ -20,9 +20,10 @@ OPTIONS = {
     "report-dir": ("where findings, reproducers and results are written", "reports/latest"),
     "corpus": ("folder of committed reproducers, each of which is a test", "reports/corpus"),
     "ledger": ("file of known failures", "stabcheck-ledger.toml"),
-    "only": ("ids of kernels to keep of all that were collected, such as temperature_softmax[auto] (comma-separated)", ""),
+    "only": ("kernels to keep of all collected, such as temperature_softmax[auto], or trials, KERNEL|PROPERTY|DTYPE (comma-separated)", ""),
     "baselines": ("folder of accuracy baselines, compared in profile gate", "reports/baselines"),
 }
+COLLECTED = (("stabcheck.laws", "Law"), ("stabcheck.suites", "Suite"))  # by name: loading the plugin imports neither
 UPDATE = "record accuracy baselines that are new or better; --stabcheck-update=all: worse ones too"
 
 
@@ -62,12 +63,14 @@ def pytest_configure(config: pytest.Config) -> None:
         from stabcheck.profiles import register
 
         register()
+    if config.getoption("stabcheck_update", "") and config.getoption("--hypothesis-profile", None) != "gate":
+        raise pytest.UsageError("--stabcheck-update records what profile gate measures, and no other; add --hypothesis-profile=gate")
     config.addinivalue_line("markers", "big: needs tens of GiB of device memory")
     config.addinivalue_line("filterwarnings", "ignore:All-NaN slice encountered:RuntimeWarning")  # of the interpreter's maximum
     config.pluginmanager.register(Plugin(config), "stabcheck-session")
 
 
-YOUNG_OBJECTS = 50_000  # between garbage collections: Hypothesis makes some thousands an example, and reference counts free them
+YOUNG_OBJECTS = 50_000  # between garbage collections: Hypothesis makes thousands an example, and reference counts free them
 
 
 class Plugin:
@@ -119,20 +122,15 @@ class Plugin:
 
     def pytest_collect_file(self, file_path: Path, parent: Any) -> Any:
         """A reproducer in the corpus is a test of its own."""
-        if file_path.suffix != ".json" or not file_path.is_relative_to(self.path("corpus").resolve()):
+        if file_path.suffix != ".json" or not file_path.resolve().is_relative_to(self.path("corpus").resolve()):
             return None
         from stabcheck.corpus import CorpusFile, is_reproducer
 
-        return CorpusFile.of(parent, file_path, self.session()) if is_reproducer(file_path) else None
+        return CorpusFile.of(parent, file_path, self.session) if is_reproducer(file_path) else None
 
     @pytest.hookimpl
     def pytest_pycollect_makeitem(self, collector: Any, name: str, obj: Any) -> Any:
-        kind = type(obj)
-        if (
-            kind.__module__ not in ("stabcheck.laws", "stabcheck.suites")
-            or kind.__name__ not in ("Law", "Suite")
-            or not name.startswith("test_")
-        ):
+        if (type(obj).__module__, type(obj).__name__) not in COLLECTED or not name.startswith("test_"):
             return None
         try:
             items = list(self.items(collector, name, obj))
@@ -157,13 +155,15 @@ class Plugin:
         foreign = [law.name for law in chosen if obj.properties and not law.applies(obj.kernel)]
         if foreign:
             raise UsageError(f"property {foreign[0]!r} of suite {name} says nothing about {obj.kernel.operation}; leave it out")
+        session.adopted.add(obj.kernel.target)
         return items_for(collector, name, chosen, [obj.kernel], session)
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Leave out the kernels that were not asked for; they count as collected."""
+        """Put the corpus first, and leave out what was not asked for, which counts as collected."""
+        items.sort(key=lambda item: not getattr(item, "corpus", ""))
         if kept := set(filter(None, option(config, "only").split(","))):
-            out = [item for item in items if getattr(item, "identity", {}).get("kernel", "") not in kept]
-            items[:] = [item for item in items if item not in set(out)]
+            out = [item for item in items if not kept & _names(item)]
+            items[:] = [item for item in items if kept & _names(item)]
             config.hook.pytest_deselected(items=out)
 
     def pytest_collection_finish(self) -> None:
@@ -239,3 +239,9 @@ class Plugin:
         terminalreporter.section("stabcheck")
         for line in self.shown[self._session is not None :]:  # the header was shown after collecting, if this process collected
             terminalreporter.write_line(line)
+
+
+def _names(item: pytest.Item) -> set[str]:
+    """What an item is asked for by: its kernel, or its trial."""
+    identity = getattr(item, "identity", None)
+    return {identity["kernel"], "|".join(identity.values())} if identity else set()

@@ -19,6 +19,7 @@ SCHEMA = "stabcheck-report/1"
 PROPERTY = "stabcheck"  # the user property that carries an item's results through reports, xdist and JUnit
 HELD, BROKEN, COULD_NOT_RUN, STALE = 0, 1, 3, 4  # exit codes; 2 is wrong use
 OUTCOMES = ("passed", "failed", "skipped", "known", "unexpected pass")
+NEEDED = ("test", "kernel", "property", "dtype", "device", "arch", "outcome", "tally", "findings")
 Report = dict[str, Any]
 
 
@@ -48,7 +49,7 @@ def write(report: Report, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_plain(report), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "w") as file:
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
     os.chmod(temporary, 0o644)
     os.replace(temporary, path)
@@ -57,14 +58,15 @@ def write(report: Report, path: Path) -> Path:
 
 def load(paths: Sequence[Path]) -> Report:
     """Read one report, or join those of several shards and hosts. Raises UsageError for a damaged or a foreign file."""
-    reports = [_load(path) for path in paths]
+    read = {path: _load(path) for path in paths}
+    reports = sorted(read.values(), key=_sorted_text)  # whatever the order of the files
     if len(reports) == 1:
         return reports[0]
     items: dict[tuple[str, str], dict[str, Any]] = {}
-    for path, report in zip(paths, reports, strict=True):
+    for path, report in read.items():
         for item in report["items"]:
             before = items.setdefault((item["arch"], item["test"]), item)
-            if before is not item and before["outcome"] != item["outcome"]:
+            if _answer(before) != _answer(item):
                 clash = f"{before['outcome']} in one report and {item['outcome']} in {path}"
                 raise UsageError(f"{item['test']} on {item['arch']} is {clash}; join reports of one commit, each trial in one shard")
     first = reports[0]
@@ -72,8 +74,16 @@ def load(paths: Sequence[Path]) -> Report:
     for key in ("ledger", "baselines", "scope", "mutants"):
         if found := [report[key] for report in reports if report.get(key)]:
             joined[key] = _joined(found)
-    hosts = {json.dumps(host, sort_keys=True): host for report in reports for host in report.get("hosts", ())}
-    return joined | {"hosts": list(hosts.values()), "items": sorted(items.values(), key=lambda item: (item["test"], item["arch"]))}
+    hosts = _joined([report.get("hosts", []) for report in reports])
+    return joined | {"hosts": hosts, "items": sorted(items.values(), key=lambda item: (item["test"], item["arch"]))}
+
+
+def _answer(item: dict[str, Any]) -> tuple[str, list[str]]:
+    return item["outcome"], sorted(finding["id"] for finding in item["findings"])
+
+
+def _sorted_text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _load(path: Path) -> Report:
@@ -88,6 +98,8 @@ def _load(path: Path) -> Report:
         raise UsageError(f"{path} has schema {schema!r}; this version reads {SCHEMA!r}: name a results.json that a run wrote")
     if missing := [key for key in ("profile", "versions", "items") if key not in report]:
         raise UsageError(f"{path} lacks {missing[0]!r}; run the suites again to write a new one")
+    if not isinstance(report["items"], list) or not all(isinstance(item, dict) and item.keys() >= set(NEEDED) for item in report["items"]):
+        raise UsageError(f"{path} has items without {', '.join(NEEDED)}; run the suites again to write a new one")
     for item in report["items"]:  # as version 0.1 wrote them
         item.setdefault("corpus", "")
         for part in ("ulps", "by_vocab", "by_magnitude"):
@@ -98,7 +110,8 @@ def _load(path: Path) -> Report:
 def _joined(found: list[Any]) -> Any:
     """Sections of several reports as one: lists are united, the rest is the first's."""
     if isinstance(found[0], list):
-        return list({json.dumps(entry, sort_keys=True): entry for part in found for entry in part}.values())
+        entries = {_sorted_text(entry): entry for part in found for entry in part}
+        return [entries[text] for text in sorted(entries)]
     keys = dict.fromkeys(key for part in found for key in part)
     having = {key: [part[key] for part in found if key in part] for key in keys}
     return {key: _joined(parts) if isinstance(parts[0], list) else parts[0] for key, parts in having.items()}
@@ -131,12 +144,12 @@ def judgement(report: Report) -> tuple[int, str]:
     n, on = counts(report), " and ".join(sorted({item["device"] for item in report["items"]})) or "no device"
     ran = n["trials"] - n["not_run"]
     baselines, survived = report.get("baselines", {}), report.get("mutants", {}).get("survived", ())
-    interpreter = ", verdict of the interpreter" if "interpreter" in on else ""
+    interpreter = ", verdict of the interpreter" if all(item["arch"] == "interpreter" for item in report["items"]) else ""
     known = f", {n['known']} known to fail" if n["known"] else ""
     if n["findings"]:
         return BROKEN, f"BROKEN on {on}: {_many(n['findings'], 'finding')} in {ran} trials: {', '.join(findings(report))}"
     if n["errors"]:
-        return BROKEN, f"ERROR on {on}: {n['errors']} of {ran} trials raised outside the kernel; their tracebacks are above"
+        return BROKEN, f"ERROR on {on}: {n['errors']} of {ran} trials raised outside the kernel"
     if loosened := baselines.get("loosened"):
         return BROKEN, f"LOOSENED on {on}: {_many(len(loosened), 'accuracy baseline')} got worse, within the bounds"
     if survived:
@@ -145,7 +158,7 @@ def judgement(report: Report) -> tuple[int, str]:
         if not report["items"] and report.get("scope", {}).get("since"):
             return HELD, f"nothing to test: no kernel changed since {report['scope']['since']}"
         return COULD_NOT_RUN, f"nothing was tested on {on}"
-    if stale := sum(entry["state"] in ("unexpected pass", "stale") for entry in report.get("ledger", ())):
+    if stale := sum(entry["state"] in ("unexpected pass", "stale") for entry in report.get("ledger", ())) or n["unexpected"]:
         return STALE, f"STALE on {on}: {_many(stale, 'entry', 'entries')} of the ledger no longer {'holds' if stale == 1 else 'hold'}"
     if old := [*baselines.get("missing", ()), *baselines.get("stale", ())]:
         return STALE, f"STALE on {on}: {_many(len(old), 'baseline')} missing or left over"

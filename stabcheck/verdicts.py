@@ -113,7 +113,8 @@ def _counts(c: Comparison) -> torch.Tensor:
 def _ulps(error: torch.Tensor, c: Comparison, out: torch.Tensor) -> torch.Tensor:
     """[1 + len(ULPS)] fp64: the worst error in ulp of got's format at the expected value, and how many are in each class."""
     fmt = by_name(name_of(c.got.dtype))
-    exponent = torch.frexp(c.expected.double()).exponent.sub_(1).clamp_(min=fmt.emin) - (fmt.precision - 1)
+    expected = c.expected.double()
+    exponent = torch.frexp(expected).exponent.sub_(1).masked_fill_(expected == 0, fmt.emin).clamp_(min=fmt.emin) - (fmt.precision - 1)
     error = torch.ldexp(error, -exponent).masked_fill_(out | ~error.isfinite(), -1.0)
     mantissa, ceiling = torch.frexp(error)
     ceiling = (ceiling - (mantissa == 0.5).int()).double().masked_fill_(error <= 0, ULPS[0]).clamp_(ULPS[0], ULPS[-1])

@@ -86,7 +86,8 @@ def gate(project, pytester, monkeypatch):
         pytester.makepyfile(kernels_ratcheted=KERNELS.format(error=error))
         select = ["--import-mode=importlib", "--stabcheck-kernels=kernels_ratcheted", f"--hypothesis-profile={profile}", "-k", selected]
         ran = project(tests, "--pyargs", "stabcheck.properties", *select, *options, seed="")
-        return ran, json.loads((pytester.path / "reports/latest/results.json").read_text()).get("baselines")
+        written = pytester.path / "reports/latest/results.json"
+        return ran, json.loads(written.read_text()).get("baselines") if written.is_file() else None
 
     return run
 
@@ -123,10 +124,9 @@ def test_only_the_gate_compares_baselines(gate, pytester):
     assert (ran.ret, told) == (0, None) and "loosened" not in ran.stdout.str()
 
 
-def test_an_update_that_another_profile_would_not_make_is_refused(gate, pytester):
+def test_an_update_that_another_profile_would_not_make_is_refused(gate):
     # fails: nothing is recorded, and nobody is told
-    ran, _ = gate("--stabcheck-update", profile="cpu")
-    assert ran.ret != 0 or "profile gate" in ran.stdout.str()
+    assert gate("--stabcheck-update", profile="cpu")[0].ret not in (0, 1)
 
 
 def test_a_damaged_baseline_is_told_in_one_line(gate, pytester):

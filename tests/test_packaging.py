@@ -63,6 +63,10 @@ def test_the_wheel_has_every_module_and_no_other(wheel: zipfile.Path) -> None:
     assert inside == expected
 
 
+def test_the_wheel_has_the_pages_template(wheel: zipfile.Path) -> None:
+    assert (wheel / "stabcheck/templates/report.html.j2").is_file()
+
+
 def test_the_wheel_is_typed_and_licensed(wheel: zipfile.Path) -> None:
     names = wheel.root.namelist()
     assert "stabcheck/py.typed" in names
