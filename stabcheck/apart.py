@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from stabcheck.errors import UsageError
 
 CARRIED = (
@@ -39,6 +41,8 @@ def run_apart(item: Any, kind: str) -> tuple[list[dict[str, Any]], dict[str, Any
         results = Path(scratch) / "results.json"
         items = json.loads(results.read_text())["items"] if results.is_file() else []
     found = [one for one in items if one.get("corpus", "") == getattr(item, "corpus", "")]
+    if found and found[0]["outcome"] == "skipped":
+        pytest.skip(found[0]["reason"])
     if found and (found[0]["findings"] or found[0]["outcome"] != "failed"):
         return [_without_files(finding) for finding in found[0]["findings"]], found[0]["tally"]
     if found or BEGAN not in ended.stdout:
@@ -52,7 +56,8 @@ def run_apart(item: Any, kind: str) -> tuple[list[dict[str, Any]], dict[str, Any
 def _command(item: Any, scratch: str) -> list[str]:
     config = item.config
     places = [*config.args, *(["--pyargs"] if config.getoption("pyargs", False) else [])]
-    command = [sys.executable, "-m", "pytest", *places, "--import-mode=importlib", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *places, "--import-mode=importlib", "-q", "-o", f"cache_dir={scratch}/cache"]
+    command += ["-n0"] if config.pluginmanager.hasplugin("xdist") else []
     command += [f"--rootdir={config.rootpath}", *(["-c", str(config.inipath)] if config.inipath else [])]
     command += [f"--stabcheck-report-dir={scratch}", "--stabcheck-ledger=", f"--stabcheck-only={'|'.join(item.identity.values())}"]
     command += [f"{name}={value}" for name in CARRIED if (value := config.getoption(name, None))]

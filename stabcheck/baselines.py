@@ -113,7 +113,9 @@ def advice(ratchet: dict[str, Any]) -> list[str]:
         told.append(f"missing: {len(missing)} metrics of {kernels} have no baseline in {where}; record them with stabcheck gate --update")
     if stale := ratchet["stale"]:
         told.append(f"left over: no trial measures {', '.join(stale)} any more; remove them with stabcheck gate --update")
-    told += [f"loosened: {_change(c)}; mend the kernel, or accept it with stabcheck gate --update-all" for c in ratchet["loosened"]]
+    told += [f"loosened: {_change(c)}" for c in ratchet["loosened"]]
+    if ratchet["loosened"]:
+        told.append("mend the kernel, or accept what is looser with stabcheck gate --update-all")
     told += [f"accepted: {_change(c)}" for c in ratchet["accepted"]]
     if removed := ratchet.get("removed"):
         told.append(f"removed: {', '.join(removed)}")

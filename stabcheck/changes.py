@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
 import inspect
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,9 @@ def changed_files(revision: str) -> set[Path]:
 
 
 def _may_touch(kernel: Kernel, changed: set[Path]) -> bool:
-    """Whether the kernel's files are among the changed ones, or nobody knows them."""
-    return bool(sources(kernel) & changed) or any(_file(module) is None for module in _modules(kernel))
+    """Whether the kernel's files are among the changed ones, or none of the project's is known: it may be wrapped by a library."""
+    own = sources(kernel)
+    return not own or bool(own & changed)
 
 
 def _modules(kernel: Kernel) -> list[str]:
@@ -89,18 +90,23 @@ def sources(kernel: Kernel) -> set[Path]:
 
 
 def _file(module: str) -> Path | None:
-    """The file of a module; one that is not loaded is looked for, without running it."""
-    if module not in sys.modules:
-        above = module.rpartition(".")[0]
-        if above and above not in sys.modules:
-            return None  # to find it would run its package
-        try:
-            spec = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
-            return None
-        return Path(spec.origin) if spec and spec.has_location and spec.origin else None
-    file = getattr(sys.modules[module], "__file__", None)
+    """The file of a module, loaded or not."""
+    if module in sys.modules:
+        file = getattr(sys.modules[module], "__file__", None)
+    else:
+        spec = _spec(module)
+        file = spec.origin if spec and spec.has_location else None
     return Path(file) if file else None
+
+
+def _spec(module: str) -> ModuleSpec | None:
+    """Where a module would be loaded from, found level by level, so that no package is run for it."""
+    if module in sys.modules:
+        return getattr(sys.modules[module], "__spec__", None)
+    above = module.rpartition(".")[0]
+    parent = _spec(above) if above else None
+    places = parent.submodule_search_locations if parent else None
+    return PathFinder.find_spec(module, places) if places or not above else None
 
 
 def _imports(name: str, file: Path) -> Iterator[str]:

@@ -141,8 +141,9 @@ def kernel_of(reproducer: Reproducer, allowed: Iterable[str]) -> Kernel:
 
 def _check_allowed(id: str, place: str, allowed: list[str]) -> None:
     """Raise UsageError for a module or file that is neither stabcheck's own nor named by the user."""
+    place, allowed = os.path.normpath(place), [os.path.normpath(a.partition(":")[0]) for a in allowed]
     own = re.fullmatch(re.escape(BUILT_IN) + r"(\.[A-Za-z_]\w*)*", place) is not None and not place.endswith(".py")
-    if not own and not any(place == a.partition(":")[0] or place.startswith(a + ".") for a in allowed):
+    if not own and not any(place == a or place.startswith(a + ".") for a in allowed):
         raise NotAllowed(f"reproducer {id} is about a kernel of {place}, which is not imported unasked; allow it with --kernels {place}")
 
 

@@ -31,7 +31,7 @@ def measure(utilisation=0.5, ulp=1.0, kernel=KERNEL, **more):
      (5e-324, 5e-324), (3.14e-40, 3.2e-40), (99.1, 100.0), (2.0**23, 8.4e6)],
 )  # fmt: skip
 def test_figures_are_kept_to_two_digits_rounded_up(value, kept):
-    # fails: 0.13 is 0.1300000000000000044 in binary, and becomes 0.14
+    # once: 0.13 is 0.1300000000000000044 in binary, and becomes 0.14
     assert rounded(value) == pytest.approx(kept, rel=1e-12, abs=0)
     assert rounded(value) >= value * (1 - 1e-15)
     assert rounded(rounded(value)) == rounded(value)  # a figure read from a file is what it was
@@ -67,7 +67,7 @@ def test_an_odd_name_makes_a_file_that_any_system_can_hold(kernel):
 
 
 def test_two_kernels_never_share_a_file():
-    # fails: whatever a file system might not like becomes one hyphen
+    # once: whatever a file system might not like becomes one hyphen
     assert len({file_of("op[a+b]"), file_of("op[a-b]"), file_of("op[a b]")}) == 3
 
 
@@ -143,7 +143,7 @@ def test_a_kernel_collected_but_not_run_keeps_its_file(baselines):
 
 @pytest.mark.parametrize("outcome", ["failed", "skipped"])
 def test_what_is_left_over_of_a_kernel_is_told_though_none_of_its_trials_held(baselines, outcome):
-    # fails: only the files of kernels with something measured are read
+    # once: only the files of kernels with something measured are read
     folder = baselines({USE: 0.5, "gone.bf16.ulp": 1.0})
     assert hold([measure(outcome=outcome)], {TRIAL}, folder, "sm_90").stale == [f"{KERNEL} gone.bf16.ulp"]
 
@@ -186,7 +186,7 @@ def test_the_first_update_makes_a_file_a_kernel_sorted_one_metric_a_line(baselin
 
 @pytest.mark.parametrize("text", ["{", "", "[]", '{"a": 1}', '{"a.b.c": "1"}', '{"a.b.c": null}', '{"a.b.c": true}', '{"a.b.c": NaN}'])
 def test_a_damaged_file_is_named_and_left_as_it_is(baselines, text):
-    # fails for true and NaN; nothing is ever worse than NaN
+    # once for true and NaN; nothing is ever worse than NaN
     folder = baselines(text)
     with pytest.raises(UsageError, match=r"temperature_softmax-auto\.json.*restore it, or delete it and record it anew"):
         hold([measure()], {TRIAL}, folder, "sm_90", "all")
@@ -194,14 +194,15 @@ def test_a_damaged_file_is_named_and_left_as_it_is(baselines, text):
 
 
 def test_each_list_has_an_advice_of_its_own():
-    # fails: a kernel's name is cut at its first space
+    # once: a kernel's name is cut at its first space
     change = {"kernel": KERNEL, "metric": ULP, "was": 0.31, "now": 0.62}
     about = {"arch": "sm_90", "directory": "b", "missing": [f"{KERNEL} {ULP}", "op[two words] a.b.ulp"], "stale": ["b/sm_90/x.json"],
              "loosened": [change], "tighter": [change], "accepted": [change]}  # fmt: skip
-    missing, stale, loosened, accepted, tighter = advice(about)
+    missing, stale, loosened, cure, accepted, tighter = advice(about)
     assert missing == f"missing: 2 metrics of {KERNEL}, op[two words] have no baseline in b/sm_90; record them with stabcheck gate --update"
     assert stale == "left over: no trial measures b/sm_90/x.json any more; remove them with stabcheck gate --update"
-    assert loosened == f"loosened: {KERNEL} {ULP} 0.31 → 0.62; mend the kernel, or accept it with stabcheck gate --update-all"
+    assert loosened == f"loosened: {KERNEL} {ULP} 0.31 → 0.62"
+    assert cure == "mend the kernel, or accept what is looser with stabcheck gate --update-all"
     assert accepted == f"accepted: {KERNEL} {ULP} 0.31 → 0.62"
     assert tighter == f"can be tightened: 1 baselines, such as {KERNEL} {ULP} 0.31 → 0.62; keep it with stabcheck gate --update"
     assert advice({name: [] for name in about}) == []

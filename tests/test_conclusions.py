@@ -125,7 +125,7 @@ def test_only_the_gate_compares_baselines(gate, pytester):
 
 
 def test_an_update_that_another_profile_would_not_make_is_refused(gate):
-    # fails: nothing is recorded, and nobody is told
+    # once: nothing is recorded, and nobody is told
     assert gate("--stabcheck-update", profile="cpu")[0].ret not in (0, 1)
 
 
@@ -137,7 +137,7 @@ def test_a_damaged_baseline_is_told_in_one_line(gate, pytester):
 
 
 def test_an_update_says_which_files_it_removes(gate, pytester):
-    # fails: a file of a kernel that this run does not know, such as one of another target, is deleted without a word
+    # once: a file of a kernel that this run does not know, such as one of another target, is deleted without a word
     gate("--stabcheck-update")
     other = pytester.path / "reports/baselines/interpreter/logsumexp-other.json"
     other.write_text('{"accuracy.fp32.ulp": 1.0}')
@@ -205,12 +205,12 @@ def listening(monkeypatch, outcome):
     ids=["unseen", "error", "skipped", "none"],
 )
 def test_only_a_mutant_that_cannot_run_here_may_be_alive(monkeypatch, outcome, survived):
-    # fails where nothing was reported, as when collecting broke: no mutant counts as alive, and the gate goes on
+    # once where nothing was reported, as when collecting broke: no mutant counts as alive, and the gate goes on
     listening(monkeypatch, outcome)
     assert self_test({"logsumexp"}, "cpu", Path("out")) == {"killed": [], "survived": survived}
 
 
 def test_a_self_test_of_no_operation_runs_no_mutant(monkeypatch):
-    # fails: -k "" selects them all
+    # once: -k "" selects them all
     listening(monkeypatch, "passed")
     assert self_test(set(), "cpu", Path("out")) == {"killed": [], "survived": []}

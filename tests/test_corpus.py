@@ -111,7 +111,7 @@ def test_a_mended_kernel_passes_its_reproducer(session, corpus):
 
 @pytest.mark.parametrize("places", [("reports/corpus", "stabcheck.properties"), ("stabcheck.properties", "reports/corpus")])
 def test_reproducers_are_replayed_before_the_suites(session, corpus, places):
-    # fails where the corpus is named last, or sorts behind the tests: nothing orders the items
+    # once where the corpus is named last, or sorts behind the tests: nothing orders the items
     _, finding = corpus()
     shown = session(RIGHT, "-v", places=places)[0].stdout.str()
     assert re.findall(r"::(\w+)\S* PASSED", shown) == [finding["id"], "test_normalisation"]
@@ -133,7 +133,7 @@ def test_reproducers_are_replayed_before_the_suites(session, corpus, places):
     ids=["end", "start", "merge conflict", "newer", "lacking", "a number"],
 )
 def test_a_damaged_file_is_an_error_that_names_it(session, corpus, damage, told):
-    # fails for what is cut off before its schema, which stands near the end: taken for another file
+    # once for what is cut off before its schema, which stands near the end: taken for another file
     file, _ = corpus()
     file.write_text(damage(file.read_text()))
     shown = (ran := session(RIGHT)[0]).stdout.str()
@@ -152,7 +152,7 @@ def test_other_json_is_left_alone(session, corpus, pytester):
 
 
 def test_a_corpus_may_be_a_link_to_a_shared_folder(session, corpus, pytester):
-    # fails: the option is resolved and the file is not, so that nothing is collected
+    # once: the option is resolved and the file is not, so that nothing is collected
     file, _ = corpus()
     file.parent.rename(pytester.path / "shared")
     (pytester.path / "reports/corpus").symlink_to(pytester.path / "shared")
@@ -163,7 +163,7 @@ def test_a_corpus_may_be_a_link_to_a_shared_folder(session, corpus, pytester):
     ("option", "told"), [("--stabcheck-device=tpu", "unknown device 'tpu'"), ("--stabcheck-ledger=bad.toml", "bad.toml has 'x'")]
 )
 def test_wrong_use_is_told_in_one_line_where_there_is_a_corpus_too(session, corpus, pytester, option, told):
-    # fails: a traceback through the engine, since collecting a file does not catch it
+    # once: a traceback through the engine, since collecting a file does not catch it
     corpus()
     (pytester.path / "bad.toml").write_text("x = 1\n")
     shown = session(RIGHT, option)[0].stdout.str()
@@ -203,7 +203,7 @@ def test_a_kernel_that_refuses_the_input_now_has_not_passed(session, corpus):
 
 
 def test_the_kernel_of_a_suite_in_a_test_file_is_under_test(session, corpus, pytester):
-    # fails: only the targets of --stabcheck-kernels count, so that who adopted stabcheck.suite has a corpus that never runs
+    # once: only the targets of --stabcheck-kernels count, so that who adopted stabcheck.suite has a corpus that never runs
     corpus()
     suite = 'stabcheck.suite("temperature_softmax", fused, dtypes=["fp32"], properties=["normalisation"])'
     pytester.makepyfile(test_mine=f"import stabcheck\nfrom kernels_found import fused\ntest_mine = {suite}\n")
@@ -229,7 +229,7 @@ def test_a_reproducer_that_passes_alone_is_no_unexpected_pass(session, corpus, p
 
 
 def test_a_known_crash_is_not_launched_in_the_sessions_process(session, corpus, pytester, monkeypatch):
-    # fails: only the items of laws look for entries of kind crash or hang
+    # once: only the items of laws look for entries of kind crash or hang
     monkeypatch.setenv("PYTHONPATH", str(pytester.path), prepend=os.pathsep)
     monkeypatch.setenv("LEFT", "")
     corpus(RAISING)

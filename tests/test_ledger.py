@@ -206,7 +206,7 @@ def test_an_unexpected_pass_fails_and_says_what_to_do(session):
 
 
 def test_an_error_outside_the_kernel_is_no_unexpected_pass(session):
-    # fails: runtest asks the ledger in `finally`, though an exception is on its way, and a trial that failed is "holds now"
+    # once: runtest asks the ledger in `finally`, though an exception is on its way, and a trial that failed is "holds now"
     ran, report = session([("leaves", "normalisation", "wrong")], selected="normalisation and leaves")
     assert "SystemExit" in ran.stdout.str() and report["items"][0]["tally"]["total"]["compared"] > 0
     assert (ran.ret, [item["outcome"] for item in report["items"]]) == (1, ["failed"])

@@ -78,7 +78,7 @@ def test_a_zero_that_should_be_one_is_no_error():
 
 
 def test_what_is_there_where_nothing_should_be_is_counted_in_the_smallest_values():
-    # fails: frexp(0) has exponent 0, so that the ulp at 0 is taken for that just below 1
+    # once: frexp(0) has exponent 0, so that the ulp at 0 is taken for that just below 1
     assert compared([2.0**-149], [0.0], bound=0.0) == (1.0, {0: 1})
     assert compared([2.0**-24], [0.0], torch.float16, 0.0) == (1.0, {0: 1})
 
