@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,12 @@ def run_apart(item: Any, kind: str) -> tuple[list[dict[str, Any]], dict[str, Any
     with tempfile.TemporaryDirectory(prefix="stabcheck-") as scratch:
         try:
             ended = subprocess.run(
-                _command(item, scratch), cwd=item.config.invocation_params.dir, capture_output=True, text=True, timeout=SECONDS
+                _command(item, scratch),
+                cwd=item.config.invocation_params.dir,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},  # what it showed before it died
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
             )
         except subprocess.TimeoutExpired:
             return [_died(item.identity, kind, f"was ended after {SECONDS} s")], None

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Context, Decimal
 from pathlib import Path
@@ -21,6 +21,7 @@ from stabcheck.errors import UsageError
 
 DIGITS = Context(prec=2, rounding=ROUND_CEILING)
 METRICS = ("utilisation", "ulp")
+TARGET = "target"  # the one line that is no metric: where the kernel was
 Metrics = dict[str, float]  # "accuracy.bf16.ulp" -> worst
 Trial = tuple[str, str, str]  # kernel, property, dtype
 Change = dict[str, Any]  # kernel, metric, was, now
@@ -58,13 +59,16 @@ def measured(items: Iterable[dict[str, Any]]) -> dict[str, Metrics]:
     return found
 
 
-def hold(items: list[dict[str, Any]], collected: set[Trial] | None, directory: Path, arch: str, update: str = "") -> Ratchet:
+def hold(
+    items: list[dict[str, Any]], collected: set[Trial] | None, directory: Path, arch: str, update: str = "", targets: Sequence[str] = ()
+) -> Ratchet:
     """Hold a run against the baselines of its architecture, and write them if asked.
 
     Parameters
     ----------
     collected: every trial of the kernels under test, run or not; None if the run did not collect them all, so that none is left over.
     update: "better" records what is new or better, "all" what is worse too.
+    targets: what was asked for; files of kernels that are elsewhere are left alone.
 
     Raises
     ------
@@ -75,18 +79,20 @@ def hold(items: list[dict[str, Any]], collected: set[Trial] | None, directory: P
     if ratchet.state == "absent":
         return ratchet
     files = {file_of(item["kernel"]) for item in items}
-    figures = measured(items)
+    figures, silent = measured(items), {_of(item) for item in items if item["outcome"] == "skipped" and item["tally"]["examples"]}
+    homes = {item["kernel"]: {TARGET: item["target"]} if item.get("target") else {} for item in items}
     for kernel in sorted({item["kernel"] for item in items}):
         now = figures.get(kernel, {})
         was = _read(home / file_of(kernel))
         _judge(ratchet, kernel, was, now)
-        gone = [] if collected is None else [metric for metric in was if _trial(kernel, metric) not in collected]
+        there = {_trial(kernel, metric) for metric in was} if collected is None else collected
+        gone = [metric for metric in was if _trial(kernel, metric) not in there - silent]
         ratchet.stale += [f"{kernel} {metric}" for metric in gone]
         if update and (was or now):
-            _write(home / file_of(kernel), _updated(was, now, gone, update))
+            _write(home / file_of(kernel), _updated(was, now, gone, update) | homes[kernel])
     if collected is not None:
         files |= {file_of(kernel) for kernel, _, _ in collected}
-        left_over = sorted(path for path in home.glob("*.json") if path.name not in files)
+        left_over = sorted(path for path in home.glob("*.json") if path.name not in files and _asked_for(path, targets))
         ratchet.stale += [str(path) for path in left_over]
         for path in left_over if update else ():
             path.unlink()
@@ -142,19 +148,34 @@ def _updated(was: Metrics, now: Metrics, gone: list[str], update: str) -> Metric
     return {metric: value for metric, value in (was | better).items() if metric not in gone}
 
 
+def _of(item: dict[str, Any]) -> Trial:
+    return (item["kernel"], item["property"], item["dtype"])
+
+
+def _asked_for(path: Path, targets: Sequence[str]) -> bool:
+    """Whether the kernel of a file would be among the targets, if it were still there."""
+    place = str(_data(path).get(TARGET, "")).partition(":")[0]
+    places = [target.partition(":")[0] for target in targets]
+    return not targets or not place or any(place == asked or place.startswith(asked + ".") for asked in places)
+
+
 def _trial(kernel: str, metric: str) -> Trial:
     name, dtype, _ = metric.split(".")
     return (kernel, name, dtype)
 
 
 def _read(path: Path) -> Metrics:
+    return {metric: value for metric, value in _data(path).items() if metric != TARGET}
+
+
+def _data(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the baseline {path}: {error}; restore it, or delete it and record it anew") from error
-    good = isinstance(data, dict) and all(key.count(".") == 2 and _is_figure(value) for key, value in data.items())
+    good = isinstance(data, dict) and all(key == TARGET or (key.count(".") == 2 and _is_figure(value)) for key, value in data.items())
     if not good:
         raise UsageError(f"{path} is no baseline: it maps property.dtype.metric to numbers; restore it, or delete it and record it anew")
     return data  # type: ignore[no-any-return]
@@ -164,6 +185,6 @@ def _is_figure(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _write(path: Path, metrics: Metrics) -> None:
+def _write(path: Path, data: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+    path.write_text(json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -21,6 +21,8 @@ from stabcheck.registry import FUNCTIONS, Kernel
 # Files no import leads to: what they change may be anything that is built or installed.
 BUILT = {".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".so", ".toml", ".cfg", ".lock", ".txt"}
 
+PROSE = (".md", ".rst", ".ipynb", "")
+
 
 def split(kernels: Iterable[Kernel], revision: str, ledger: Path, baselines: Path, corpus: Path) -> tuple[list[Kernel], list[Kernel]]:
     """(kernels a change since the revision can have touched, the others).
@@ -29,15 +31,20 @@ def split(kernels: Iterable[Kernel], revision: str, ledger: Path, baselines: Pat
     touches its own.
     Raises UsageError where there is no repository, or no such revision in it.
     """
-    kernels, changed = list(kernels), changed_files(revision) - {ledger.resolve()}
+    kernels, everything = list(kernels), changed_files(revision)
+    changed = everything - {ledger.resolve()}
     if any(path.suffix in BUILT or _of_toolkit(path) for path in changed):
         return kernels, []
     recorded = {path.name for path in changed if path.is_relative_to(baselines.resolve())}
     reproduced = "".join(path.read_text() for path in changed if path.is_relative_to(corpus.resolve()) and path.is_file())
+    entries = ledger.read_text(encoding="utf-8") + _before(revision, ledger) if ledger.resolve() in everything and ledger.is_file() else ""
     touched = [
         kernel
         for kernel in kernels
-        if _may_touch(kernel, changed) or file_of(kernel.id) in recorded or f'"kernel": "{kernel.name}"' in reproduced
+        if _may_touch(kernel, changed)
+        or file_of(kernel.id) in recorded
+        or f'"kernel": "{kernel.name}"' in reproduced
+        or f'"{kernel.id}"' in entries
     ]
     return touched, [kernel for kernel in kernels if kernel not in touched]
 
@@ -59,7 +66,9 @@ def changed_files(revision: str) -> set[Path]:
 def _may_touch(kernel: Kernel, changed: set[Path]) -> bool:
     """Whether the kernel's files are among the changed ones, or none of the project's is known: it may be wrapped by a library."""
     own = sources(kernel)
-    return not own or bool(own & changed)
+    beside = {path.parent for path in own}
+    data = {path for path in changed if path.suffix not in (".py", *PROSE) and path.parent in beside}
+    return not own or bool(own & changed) or bool(data)
 
 
 def _modules(kernel: Kernel) -> list[str]:
@@ -138,6 +147,14 @@ def _of_toolkit(path: Path) -> bool:
 
     homes = [Path(home).resolve() for package in (stabcheck, properties) for home in package.__path__]
     return any(path.is_relative_to(home) for home in homes)
+
+
+def _before(revision: str, file: Path) -> str:
+    """A file's text in a revision, empty where it was not there."""
+    try:
+        return _git("show", f"{revision}:./{file}")
+    except UsageError:
+        return ""
 
 
 def _git(*arguments: str) -> str:

@@ -171,6 +171,9 @@ def bench(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; wrong use ends in one line on standard error and 2."""
+    for stream in (sys.stdout, sys.stderr):  # whatever the locale, a symbol it cannot show must not end the run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return int(app(args=list(arguments) if arguments is not None else None, standalone_mode=False) or 0)
     except UsageError as error:

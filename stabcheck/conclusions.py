@@ -17,21 +17,27 @@ RATCHETED = "gate"  # the profile whose examples are the same in every run
 
 
 def conclude(
-    results: Sequence[dict[str, Any]], ledger: Ledger, baselines: Path, trials: set[Any] | None, more: dict[str, Any], update: str
+    results: Sequence[dict[str, Any]],
+    ledger: Ledger,
+    baselines: Path,
+    trials: set[Any] | None,
+    more: dict[str, Any],
+    update: str,
+    targets: Sequence[str] = (),
 ) -> Report:
     """The report of a session.
 
     Parameters
     ----------
     trials: (kernel, property, dtype) of all that was collected, or None if that was not everything.
-    more: profile and seed. update: as in `baselines.hold`.
+    more: profile, seed and session. update, targets: as in `baselines.hold`.
     """
     report = document(results, **more)
     if ledger.entries:
         report["ledger"] = ledger.states(report["items"], trials)
     if more["profile"] == RATCHETED:
         arch = report["items"][0]["arch"]
-        report["baselines"] = asdict(hold(report["items"], trials, baselines, arch, update))
+        report["baselines"] = asdict(hold(report["items"], trials, baselines, arch, update, targets))
     return report
 
 
@@ -47,7 +53,7 @@ def write_all(report: Report, results: Sequence[dict[str, Any]], directory: Path
 def _write(report: Report, results: Sequence[dict[str, Any]], shown: list[str], directory: Path) -> Path:
     path = write(report, directory / "results.json")
     durations = {item["test"]: round(item["seconds"], 3) for item in sorted(results, key=lambda item: str(item["test"]))}
-    (directory / "durations.json").write_text(json.dumps(durations, indent=1, ensure_ascii=False) + "\n")
+    (directory / "durations.json").write_text(json.dumps(durations, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     told = "\n\n".join(f"```\n{finding['text']}\n```" for finding in findings(report).values())
-    (directory / "summary.md").write_text("# stabcheck run\n\n```\n" + "\n".join(shown) + f"\n```\n{told}\n")
+    (directory / "summary.md").write_text("# stabcheck run\n\n```\n" + "\n".join(shown) + f"\n```\n{told}\n", encoding="utf-8")
     return path

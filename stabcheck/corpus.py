@@ -57,6 +57,10 @@ class CorpusItem(Outcomes, pytest.Item):  # type: ignore[misc]  # pytest's own c
         r = self.reproducer
         return {"kernel": f"{r.operation}[{r.kernel}]", "property": r.property_name, "dtype": r.dtype}
 
+    @property
+    def target(self) -> str:
+        return self.reproducer.target
+
     def tally(self) -> dict[str, Any]:
         return (self.trial.tally if self.trial else Tally()).data()
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from stabcheck.changes import split
 from stabcheck.devices import gpu_available, prepare
+from stabcheck.errors import UsageError
 from stabcheck.ledger import load as load_ledger
 from stabcheck.markdown import markdown
 from stabcheck.mutants import self_test
@@ -26,6 +27,8 @@ from stabcheck.results import COULD_NOT_RUN, HELD, Report, document, judgement, 
 from stabcheck.sessions import COMMON, PYTEST_EXITS
 from stabcheck.targets import BUILT_IN
 from stabcheck.targets import load as load_targets
+
+REPORTS = ("gate.md", "report.html", "summary.md", "junit.xml", "durations.json")
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,14 @@ def run_gate(gate: Gate, more: Sequence[str], console: Console) -> int:
     if gate.device.startswith("cuda") and not gpu_available():
         console.print(f"could not run: device {gate.device!r} asked for, but torch sees no GPU", markup=False)
         return COULD_NOT_RUN
+    _check(gate, more)
     device = prepare(gate.device)
-    load_ledger(gate.ledger)
     kernels = load_targets(gate.targets, gate.operation or None)
     touched, left_out = split(kernels, gate.since, gate.ledger, gate.baselines, gate.corpus) if gate.since else (kernels, [])
     about: dict[str, Any] = {"scope": {"since": gate.since, "left_out": [kernel.id for kernel in left_out]}}
+    for name in ("results.json", *REPORTS):  # of an earlier run
+        (gate.report_dir / name).unlink(missing_ok=True)
     path = gate.report_dir / "results.json"
-    path.unlink(missing_ok=True)
     if not touched:
         return _finish(gate, document([], profile="gate") | about, HELD, console)
     about["mutants"] = self_test({kernel.operation for kernel in touched}, device, gate.report_dir) if gate.mutants else {}
@@ -63,6 +67,16 @@ def run_gate(gate: Gate, more: Sequence[str], console: Console) -> int:
     if not path.is_file():
         return PYTEST_EXITS.get(status, COULD_NOT_RUN) or COULD_NOT_RUN
     return _finish(gate, load([path]) | about, PYTEST_EXITS.get(status, COULD_NOT_RUN), console)
+
+
+def _check(gate: Gate, more: Sequence[str]) -> None:
+    """Raise UsageError for a ledger that is wrong, for a path that was named and is not there, or for another profile."""
+    for path, default in ((gate.corpus, Gate.corpus), (gate.ledger, Gate.ledger)):
+        if path != default and not path.exists():
+            raise UsageError(f"there is no {path}; name one that is there, or leave the option out")
+    if any(word.startswith("--hypothesis-profile") for word in more):
+        raise UsageError("a gate has the profile gate, whose examples are the same in every run; use stabcheck run for another")
+    load_ledger(gate.ledger)
 
 
 def _arguments(gate: Gate, device: str, only: Sequence[Kernel], more: Sequence[str]) -> list[str]:
@@ -86,15 +100,17 @@ def _arguments(gate: Gate, device: str, only: Sequence[Kernel], more: Sequence[s
 
 
 def _finish(gate: Gate, report: Report, status: int, console: Console) -> int:
-    """Write and tell; a session that failed for another reason than ours is no pass."""
-    write(report, gate.report_dir / "results.json")
-    benches = find_benches()
-    written = write_reports(report, gate.report_dir, benches)
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):  # where a job tells what it found, if there is such a place
-        with open(summary, "a", encoding="utf-8") as file:
-            file.write(markdown(report, benches) + "\n")
+    """Tell and write; a session that failed for another reason than ours is no pass."""
     code, verdict = judgement(report)
     console.print(f"\ngate: {verdict}", markup=False, highlight=False, soft_wrap=True)
-    for path in written:
+    write(report, gate.report_dir / "results.json")
+    benches = find_benches()
+    for path in write_reports(report, gate.report_dir, benches):
         console.print(f"  {path}", markup=False, highlight=False, soft_wrap=True)
-    return code or (status if status != COULD_NOT_RUN else HELD)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):  # where a job tells what it found, if there is such a place
+        try:
+            with open(summary, "a", encoding="utf-8") as file:
+                file.write(markdown(report, benches) + "\n")
+        except OSError as error:
+            console.print(f"  the job's summary {summary} could not be written: {error.strerror}", markup=False, soft_wrap=True)
+    return code or status

@@ -38,10 +38,15 @@ class LawItem(Outcomes, pytest.Function):  # type: ignore[misc]  # pytest's own 
     def identity(self) -> dict[str, str]:
         return self.trial.identity
 
+    @property
+    def target(self) -> str:
+        return self.trial.kernel.target
+
     def tally(self) -> dict[str, Any]:
         return self.trial.tally.data()
 
     def examine(self) -> None:
+        self.trial.known_kinds = frozenset(entry.kind for entry in self.known)
         try:
             self.trial.on_hang = self.tell_and_end
             pytest.Function.runtest(self)
@@ -50,6 +55,7 @@ class LawItem(Outcomes, pytest.Function):  # type: ignore[misc]  # pytest's own 
             self.found = [self.settle(f) for f in found]
             if foreign:
                 raise
+        self.found += [self.settle(f) for f in self.trial.aside.values()]
 
     def settle(self, finding: Finding) -> Finding:
         """Confirm a finding by running it again, shrink it, save it; saved as it is first, in case shrinking breaks something."""

@@ -166,9 +166,11 @@ def _write(report_dir: Path, kills: list[Kill], rows: list[list[str]], verdict: 
         "verdict": verdict,
         "kills": [asdict(k) for k in kills],
     }
-    (report_dir / "mutants.json").write_text(json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    (report_dir / "mutants.json").write_text(json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     head = ["mutant", "law", "result", "examples", "seconds", "shrunk to", "allowed"]
     table = [head, ["---"] * len(head), *rows]
     text = "\n".join("| " + " | ".join(row) + " |" for row in table)
     v = ", ".join(f"{name} {version}" for name, version in versions().items())
-    (report_dir / "mutants.md").write_text(f"# Mutants on {device}\n\n{verdict}.\n\nCommand: `stabcheck mutants`; {v}.\n\n{text}\n")
+    (report_dir / "mutants.md").write_text(
+        f"# Mutants on {device}\n\n{verdict}.\n\nCommand: `stabcheck mutants`; {v}.\n\n{text}\n", encoding="utf-8"
+    )

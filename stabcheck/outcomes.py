@@ -47,6 +47,11 @@ class Outcomes:
         """kernel, property, dtype"""
         raise NotImplementedError
 
+    @property
+    def target(self) -> str:
+        """Where the kernel is: `module:name` or `file.py:name`."""
+        raise NotImplementedError
+
     def examine(self) -> None:
         """Fill `found`."""
         raise NotImplementedError
@@ -80,7 +85,14 @@ class Outcomes:
         """JSON-able results of the item; `outcome` only where the ledger decides it."""
         device, tally = self.session_state.device, self.apart_tally or self.tally()
         findings = [finding.data() for finding in self.found] + self.apart
-        told = {"device": str(device), "arch": device.arch, "corpus": self.corpus, "tally": tally, "findings": findings}
+        told: dict[str, Any] = {
+            "target": self.target,
+            "device": str(device),
+            "arch": device.arch,
+            "corpus": self.corpus,
+            "tally": tally,
+            "findings": findings,
+        }
         return self.identity | told | self._by_ledger([f["kind"] for f in findings], tally)
 
     def _by_ledger(self, kinds: Sequence[str], tally: dict[str, Any]) -> dict[str, str]:

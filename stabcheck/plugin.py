@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from stabcheck.errors import UsageError
+from stabcheck.gathered import Gathered
 
 OPTIONS = {
     "kernels": ("targets of kernels to test: module, package, file.py or file.py:function (comma-separated)", "stabcheck.kernels"),
@@ -78,10 +79,8 @@ class Plugin:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.results: list[dict[str, Any]] = []
+        self.gathered = Gathered()
         self.shown: list[str] = []
-        self.laws: set[str] = set()  # collected for every kernel
-        self.trials: set[tuple[str, str, str]] = set()
         self._session: Any = None
         self._ledger: Any = None
 
@@ -128,7 +127,6 @@ class Plugin:
 
         return CorpusFile.of(parent, file_path, self.session) if is_reproducer(file_path) else None
 
-    @pytest.hookimpl
     def pytest_pycollect_makeitem(self, collector: Any, name: str, obj: Any) -> Any:
         if (type(obj).__module__, type(obj).__name__) not in COLLECTED or not name.startswith("test_"):
             return None
@@ -136,7 +134,7 @@ class Plugin:
             items = list(self.items(collector, name, obj))
         except UsageError as error:
             raise collector.CollectError(str(error)) from None  # shown as it stands, without a traceback
-        self.trials |= {tuple(item.identity.values()) for item in items}
+        self.gathered.trials |= {tuple(item.identity.values()) for item in items}
         return items
 
     def items(self, collector: Any, name: str, obj: Any) -> Iterator[Any]:
@@ -145,7 +143,7 @@ class Plugin:
         from stabcheck.laws import all_laws
 
         if type(obj).__name__ == "Law":
-            self.laws.add(obj.name)
+            self.gathered.laws.add(obj.name)
             return items_for(collector, name, [obj], self.kernels(), session)
         laws = all_laws()
         unknown = [p for p in obj.properties if p not in laws]
@@ -166,7 +164,11 @@ class Plugin:
             items[:] = [item for item in items if kept & _names(item)]
             config.hook.pytest_deselected(items=out)
 
-    def pytest_collection_finish(self) -> None:
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        self.gathered.deselected += sum(hasattr(item, "identity") for item in items)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.gathered.selected |= {item.nodeid for item in session.items if hasattr(item, "identity")}
         if self._session is not None:
             gc.freeze()  # torch's and pytest's objects live to the end; walking them again and again costs a tenth of a run
             gc.set_threshold(YOUNG_OBJECTS)
@@ -182,33 +184,32 @@ class Plugin:
         from stabcheck.results import read
 
         if (found := read(report)) is not None:
-            self.results.append(found)
+            self.gathered.results.append(found)
+        elif report.skipped:
+            self.gathered.passed_over.add(report.nodeid)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(self, item: Any, call: Any) -> None:
         if call.excinfo is not None and "CUDA error" in str(call.excinfo.value):
-            item.session.shouldstop = (
-                "the GPU's context is lost after a crash: the remaining items could not run; run them without the one above"
-            )
+            item.session.shouldstop = "the GPU's context is lost after a crash: run the remaining items without the one above"
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: Any) -> None:
         """A worker of xdist hands over what it collected: this process has collected nothing."""
-        laws, trials = getattr(node, "workeroutput", {}).get("stabcheck", ((), ()))
-        self.laws.update(laws)
-        self.trials.update(map(tuple, trials))
+        if parcel := getattr(node, "workeroutput", {}).get("stabcheck"):
+            self.gathered.unpack(parcel)
 
     def collected_all(self) -> bool:
         """Whether every property was collected for the kernels under test, so that what is missing is gone."""
         from stabcheck.laws import all_laws
 
-        return bool(self.laws) and self.laws == set(all_laws())
+        return bool(self.gathered.laws) and self.gathered.laws == set(all_laws())
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if (output := getattr(self.config, "workeroutput", None)) is not None:
-            output["stabcheck"] = (sorted(self.laws), sorted(self.trials))
-        elif self.results:
+            output["stabcheck"] = self.gathered.parcel()
+        elif self.gathered.results:
             self.conclude(session, exitstatus)
 
     def conclude(self, session: pytest.Session, exitstatus: int) -> None:
@@ -217,17 +218,18 @@ class Plugin:
         from stabcheck.results import BROKEN, COULD_NOT_RUN, STALE, judgement
 
         update, seed = (self.config.getoption(name, None) for name in ("stabcheck_update", "--hypothesis-seed"))
-        profile = self.profile or ("cpu" if self.results[0]["arch"] == "interpreter" else "gpu")
-        about = {"profile": profile, "seed": seed and str(seed)}
-        trials = self.trials if self.collected_all() else None
+        profile = self.profile or ("cpu" if self.gathered.results[0]["arch"] == "interpreter" else "gpu")
+        about = {"profile": profile, "seed": seed and str(seed), "session": self.gathered.session(exitstatus)}
+        targets = option(self.config, "kernels").split(",")
+        trials = self.gathered.trials if self.collected_all() else None
         try:
-            report = conclude(self.results, self.ledger(), Path(option(self.config, "baselines")), trials, about, update)
+            report = conclude(self.gathered.results, self.ledger(), Path(option(self.config, "baselines")), trials, about, update, targets)
         except UsageError as error:
             self.shown, session.exitstatus = ["", f"ERROR: {error}"], pytest.ExitCode.USAGE_ERROR
             return
-        self.shown = write_all(report, self.results, self.path("report-dir"))
+        self.shown = write_all(report, self.gathered.results, self.path("report-dir"))
         code = judgement(report)[0]
-        others = session.testscollected > len(self.results) and not self.config.getoption("numprocesses", None)
+        others = session.testscollected > len(self.gathered.results) and not self.config.getoption("numprocesses", None)
         if exitstatus == 0 and code == COULD_NOT_RUN and not others:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
         elif exitstatus == 0 and code in (BROKEN, STALE):

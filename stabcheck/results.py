@@ -88,7 +88,7 @@ def _sorted_text(value: Any) -> str:
 
 def _load(path: Path) -> Report:
     try:
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}; name a results.json that a run wrote") from error
     except ValueError as error:
@@ -148,8 +148,15 @@ def judgement(report: Report) -> tuple[int, str]:
     known = f", {n['known']} known to fail" if n["known"] else ""
     if n["findings"]:
         return BROKEN, f"BROKEN on {on}: {_many(n['findings'], 'finding')} in {ran} trials: {', '.join(findings(report))}"
+    session = report.get("session", {})
+    if lost := session.get("lost"):
+        return BROKEN, f"ERROR on {on}: {len(lost)} of {n['trials'] + len(lost)} trials never reported, such as {lost[0]}"
     if n["errors"]:
         return BROKEN, f"ERROR on {on}: {n['errors']} of {ran} trials raised outside the kernel"
+    if session.get("status", 0) not in (0, 1, 5):
+        return COULD_NOT_RUN, f"NO VERDICT on {on}: the session ended early, with pytest's exit status {session['status']}"
+    if session.get("status") == 1 and not n["unexpected"]:
+        return BROKEN, f"ERROR on {on}: something failed outside the {ran} trials that ran"
     if loosened := baselines.get("loosened"):
         return BROKEN, f"LOOSENED on {on}: {_many(len(loosened), 'accuracy baseline')} got worse, within the bounds"
     if survived:

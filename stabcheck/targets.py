@@ -30,6 +30,10 @@ def load(targets: Iterable[str], operation: str | None = None) -> list[Kernel]:
     for target in targets:
         for kernel in _load(target, operation):
             found[f"{kernel.target} {kernel.id}"] = kernel
+    by_id: dict[str, str] = {}
+    for kernel in found.values():
+        if by_id.setdefault(kernel.id, kernel.target) != kernel.target:
+            raise UsageError(f"{by_id[kernel.id]} and {kernel.target} are both called {kernel.id}; give one another name=")
     return list(found.values())
 
 
@@ -84,6 +88,12 @@ def _import(place: str, target: str, deep: bool) -> list[ModuleType]:
     return modules
 
 
+def _short(path: Path) -> str:
+    """One name for a file, however it was spelled: reproducers and the seeds of examples go by it."""
+    whole = path.resolve()
+    return str(whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole)
+
+
 def _from_file(place: str) -> ModuleType:
     path = Path(place)
     if not path.is_file():
@@ -94,7 +104,7 @@ def _from_file(place: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    FILES[name] = place
+    FILES[name] = _short(path)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)

@@ -103,6 +103,8 @@ class Trial:
         self._known: dict[str, Broken] = {}
         self._shrink_until = 0.0
         self.lost = False  # the device's context died in a crash, or the kernel hung: running it again would not help
+        self.known_kinds: frozenset[str] = frozenset()  # of the ledger: they are kept aside, and the search goes on for others
+        self.aside: dict[str, Finding] = {}
         self.on_hang: Callable[[Finding], None] = lambda finding: None
 
     @property
@@ -122,6 +124,9 @@ class Trial:
             outcome = self.examine(recipe)
             self.tally.count(recipe, outcome)
             if outcome.ok:
+                return
+            if (kind := outcome.witness().kind) in self.known_kinds:
+                self.aside.setdefault(kind, self.finding(recipe, outcome))
                 return
             if not self._known:
                 self.tally.killed_at = self.tally.examples

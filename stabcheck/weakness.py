@@ -17,7 +17,15 @@ SHOWN = 12  # of a long list
 def weak(report: Report) -> list[str]:
     """One line each, the gravest first."""
     items = report["items"]
-    return [*_interpreter(items), *_empty(items), *_not_run(items), *_ill(items), *never_drawn(items), *_gate(report)]
+    return [
+        *_interpreter(items),
+        *_empty(items),
+        *_not_run(items),
+        *_left_out(report.get("session", {})),
+        *_ill(items),
+        *never_drawn(items),
+        *_gate(report),
+    ]
 
 
 def _interpreter(items: Items) -> Iterator[str]:
@@ -39,6 +47,13 @@ def _not_run(items: Items) -> Iterator[str]:
             reasons[item["reason"]][item["property"]] += 1
     for reason, properties in sorted(reasons.items()):
         yield f"did not run, {reason}: " + ", ".join(f"{name} × {n}" for name, n in sorted(properties.items()))
+
+
+def _left_out(session: dict[str, Any]) -> Iterator[str]:
+    if n := session.get("deselected"):
+        yield f"{n} trials were deselected"
+    if passed_over := session.get("passed_over"):
+        yield f"{len(passed_over)} trials were skipped before they ran: " + _few(passed_over)
 
 
 def _ill(items: Items) -> Iterator[str]:

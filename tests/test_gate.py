@@ -229,3 +229,50 @@ def test_junit_json_and_markdown_agree_on_every_count(repository, workers):
     )
     assert dict(zip(head, map(int, values), strict=True)) == {name.replace("_", " "): count for name, count in n.items()}
     assert summary.read_text()[:200] == repository.markdown[:200]
+
+
+def test_a_kernel_that_takes_a_worker_with_it_is_no_pass_in_any_report(repository):
+    dying = GOOD.replace("    x = logits", "    import os; os._exit(1)\n    x = logits")
+    code, shown = repository.write({"kernels/fused.py": dying}).gate("-n", "2", laws=["-k", "accuracy"])
+    assert (code, "never reported" in shown) == (1, True), shown
+    assert "FAIL" in repository.markdown.splitlines()[0]
+
+
+def test_a_ledger_entry_hides_no_other_kind_of_failure_of_its_trial(repository):
+    both = BROKEN.replace("return e / e.sum(-1, keepdim=True)", "return e / e.sum(-1, keepdim=True) * 1.001")
+    (repository.path / "stabcheck-ledger.toml").write_text(KNOWN.format(kind="non-finite", issue='issue = "https://example.com/1"'))
+    code, _ = repository.write({"kernels/fused.py": both}).gate(laws=["-k", "accuracy and fused"])
+    kinds = {finding["kind"] for item in repository.results["items"] for finding in item["findings"]}
+    assert (code, kinds) == (1, {"non-finite", "wrong"})
+
+
+def test_a_kernel_that_now_refuses_every_input_leaves_its_baselines_behind(repository):
+    refusing = GOOD.replace("    x = logits", "    raise stabcheck.UnsupportedInput('no')\n    x = logits")
+    code, shown = repository.write({"kernels/fused.py": refusing}).gate()
+    assert (code, "left over: no trial measures temperature_softmax[fused] accuracy.fp32.ulp" in " ".join(shown.split())) == (4, True), (
+        shown
+    )
+
+
+def test_baselines_of_kernels_that_were_not_asked_for_are_left_alone(repository):
+    assert repository.gate("--update", targets=TARGETS[:1])[0] == 0
+    assert (repository.path / "reports/baselines/interpreter/logsumexp-other.json").is_file()
+
+
+def test_an_earlier_report_does_not_outlive_a_gate_that_could_not_run(repository):
+    repository.gate(laws=["-k", "accuracy"])
+    (repository.path / "reports/corpus").mkdir()
+    (repository.path / "reports/corpus/bad.json").write_text("{")
+    assert repository.gate(laws=["-k", "accuracy"])[0] == 2
+    assert not (repository.path / "reports/latest/gate.md").exists()
+
+
+@pytest.mark.parametrize("options", [["--corpus", "reports/corpsu"], ["--ledger", "leger.toml"], ["--hypothesis-profile=cpu"]])
+def test_a_path_that_is_not_there_or_another_profile_is_wrong_use(repository, options):
+    assert repository.gate(*options, laws=["-k", "accuracy"])[0] == 2
+
+
+def test_neither_a_summary_that_cannot_be_written_nor_a_plain_locale_changes_the_verdict(repository):
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code, shown = repository.gate(laws=["-k", "accuracy"], GITHUB_STEP_SUMMARY="/nowhere/step.md", **plain)
+    assert (code, "could not be written" in shown, "gate: held" in shown) == (0, True, True), shown

@@ -125,6 +125,8 @@ class Item(Outcomes):
     def identity(self):
         return IDENTITY
 
+    target = "kernels.py:k"
+
     def examine(self):
         self.found = list(self.findings)
 
