@@ -120,7 +120,7 @@ def test_a_profile_sets_the_number_of_examples(here, pytester, profile):
     here(f"--hypothesis-profile={profile}", "-k", "monotone and right and fp32", tests=SUITES).assert_outcomes(
         passed=1, deselected=BOTH + 1
     )
-    assert results(pytester)["items"][0]["tally"]["examples"] == {"cpu": 10, "gate": 6}[profile]
+    assert results(pytester)["items"][0]["tally"]["examples"] == {"cpu": 10, "gate": 8}[profile]
 
 
 def test_a_profile_of_the_projects_own_is_used(here, pytester):
