@@ -71,7 +71,7 @@ class CorpusItem(Outcomes, pytest.Item):  # type: ignore[misc]  # pytest's own c
             kernel = kernel_of(self.reproducer, places)
             self.trial = trial = trial_of(self.reproducer, kernel, session.device)
         except NotAllowed:
-            pytest.skip("the reproducer's kernel is not under test")
+            pytest.skip(f"the reproducer's kernel is not under test: {self.target.partition(':')[0]} is not among the targets")
         except UsageError as error:
             pytest.fail(str(error), pytrace=False)
         if why := trial.law.why_not(kernel, session.device):
