@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from stabcheck.errors import UsageError
+from stabcheck.ledger import Trial
 
 DIGITS = Context(prec=2, rounding=ROUND_CEILING)
 METRICS = ("utilisation", "ulp")
 TARGET = "target"  # the one line that is no metric: where the kernel was
 Metrics = dict[str, float]  # "accuracy.bf16.ulp" -> worst
-Trial = tuple[str, str, str]  # kernel, property, dtype
 Change = dict[str, Any]  # kernel, metric, was, now
 
 

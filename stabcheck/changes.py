@@ -36,8 +36,8 @@ def split(kernels: Iterable[Kernel], revision: str, ledger: Path, baselines: Pat
     if any(path.suffix in BUILT or _of_toolkit(path) for path in changed):
         return kernels, []
     recorded = {path.name for path in changed if path.is_relative_to(baselines.resolve())}
-    reproduced = "".join(path.read_text() for path in changed if path.is_relative_to(corpus.resolve()) and path.is_file())
-    entries = ledger.read_text(encoding="utf-8") + _before(revision, ledger) if ledger.resolve() in everything and ledger.is_file() else ""
+    reproduced = "".join(_now(path) for path in changed if path.is_relative_to(corpus.resolve()))
+    entries = _now(ledger) + _before(revision, ledger) if ledger.resolve() in everything else ""
     touched = [
         kernel
         for kernel in kernels
@@ -121,7 +121,7 @@ def _spec(module: str) -> ModuleSpec | None:
 def _imports(name: str, file: Path) -> Iterator[str]:
     """Names of modules a module may import: of `from a import b` both a and a.b."""
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -147,6 +147,10 @@ def _of_toolkit(path: Path) -> bool:
 
     homes = [Path(home).resolve() for package in (stabcheck, properties) for home in package.__path__]
     return any(path.is_relative_to(home) for home in homes)
+
+
+def _now(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 def _before(revision: str, file: Path) -> str:

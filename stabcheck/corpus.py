@@ -12,13 +12,14 @@ import pytest
 from stabcheck.errors import NotAllowed, UsageError
 from stabcheck.outcomes import Outcomes, Session
 from stabcheck.reproducers import SCHEMA, Reproducer, kernel_of, read, trial_of
+from stabcheck.targets import short
 from stabcheck.trial import Tally, Trial
 
 
 def is_reproducer(path: Path) -> bool:
     """Whether a file of the corpus says that it is one, of any version, or is too damaged to say."""
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return True
     return isinstance(data, dict) and str(data.get("schema")).startswith(SCHEMA.partition("/")[0])
@@ -79,11 +80,7 @@ class CorpusItem(Outcomes, pytest.Item):  # type: ignore[misc]  # pytest's own c
         outcome = trial.examine(recipe)
         trial.tally.count(recipe, outcome)
         if not outcome.ok:
-            self.found = [trial.finding(recipe, outcome).with_(files=(_short(self.path),))]
+            self.found = [trial.finding(recipe, outcome).with_(files=(short(self.path),))]
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
         return self.path, None, f"reproducer {self.name}"
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -31,7 +31,7 @@ class Session:
 
 
 class Outcomes:
-    """Mixed into a pytest item, which gives `examine`: look for findings, which are returned, and may be kept in `found` before."""
+    """Mixed into a pytest item, which says what it is, and looks for findings in `examine`."""
 
     session_state: Session
     corpus = ""  # the id of the reproducer that is replayed
@@ -74,7 +74,7 @@ class Outcomes:
             results = self.results()
             self.user_properties.append((PROPERTY, json.dumps(results)))
             self.user_properties += for_junit(results)
-        self.conclude()
+        self.conclude(results)
 
     @property
     def known(self) -> list[Entry]:
@@ -103,9 +103,8 @@ class Outcomes:
         passed = not kinds and not self.corpus and tally["total"]["compared"] > 0
         return {"outcome": "unexpected pass"} | links if known and passed else {}
 
-    def conclude(self) -> None:
+    def conclude(self, results: dict[str, Any]) -> None:
         """Raise what the item found, unless it is known to fail; an unexpected pass fails, and comparing nothing is no pass."""
-        results = self.results()
         decided, kinds = results.get("outcome"), {entry.kind for entry in self.known}
         if decided == "known":
             pytest.xfail(f"known: {results['reason']}")

@@ -19,7 +19,7 @@ from stabcheck.operations import operation
 from stabcheck.recipe import Recipe, from_data, to_data
 from stabcheck.registry import FUNCTIONS, Kernel, make_kernel, target_of
 from stabcheck.scripts import script
-from stabcheck.targets import BUILT_IN, function_of, load
+from stabcheck.targets import BUILT_IN, function_of, load, short
 from stabcheck.trial import Trial
 
 SCHEMA = "stabcheck-reproducer/1"
@@ -51,7 +51,7 @@ def save(finding: Finding, kernel: Kernel, directory: Path) -> Finding:
     """Write ID.json and repro_ID.py atomically; the finding with the files' names."""
     directory.mkdir(parents=True, exist_ok=True)
     data_file, script_file = directory / f"{finding.id}.json", directory / f"repro_{finding.id}.py"
-    finding = finding.with_(files=(_short(data_file), _short(script_file)))
+    finding = finding.with_(files=(short(data_file), short(script_file)))
     data = {
         "schema": SCHEMA,
         "id": finding.id,
@@ -78,7 +78,7 @@ def save(finding: Finding, kernel: Kernel, directory: Path) -> Finding:
 def read(path: Path) -> Reproducer:
     """Read a reproducer. Raises UsageError for a missing, truncated, damaged or foreign file."""
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}; name a reproducer's JSON file, its id or a directory of them") from error
     except ValueError as error:
@@ -178,11 +178,6 @@ def replay(reproducer: Reproducer, kernel: Kernel, device: Device | None = None)
     return None if outcome.ok else trial.finding(reproducer.recipe, outcome)
 
 
-def _short(path: Path) -> str:
-    """The path as a user would type it here."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
@@ -192,6 +187,6 @@ def _plain(value: Any) -> Any:
 def _write(path: Path, text: str) -> None:
     """Replace a file in one step, so that a reader or a crash never meets half of it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "w") as file:
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(temporary, path)

@@ -74,6 +74,8 @@ def load(paths: Sequence[Path]) -> Report:
     for key in ("ledger", "baselines", "scope", "mutants"):
         if found := [report[key] for report in reports if report.get(key)]:
             joined[key] = _joined(found)
+    if sessions := [report["session"] for report in reports if report.get("session")]:
+        joined["session"] = _joined_sessions(sessions, {item["test"] for item in items.values()})
     hosts = _joined([report.get("hosts", []) for report in reports])
     return joined | {"hosts": hosts, "items": sorted(items.values(), key=lambda item: (item["test"], item["arch"]))}
 
@@ -115,6 +117,13 @@ def _joined(found: list[Any]) -> Any:
     keys = dict.fromkeys(key for part in found for key in part)
     having = {key: [part[key] for part in found if key in part] for key in keys}
     return {key: _joined(parts) if isinstance(parts[0], list) else parts[0] for key, parts in having.items()}
+
+
+def _joined_sessions(found: list[dict[str, Any]], reported: set[str]) -> dict[str, Any]:
+    """How several sessions ended, the worst of them; what one did not select or lost may have run in another."""
+    worst = max((session["status"] for session in found), key=lambda status: (status not in (0, 1, 5), status == 1))
+    missing = {name: sorted({test for session in found for test in session[name]} - reported) for name in ("lost", "passed_over")}
+    return {"status": worst, "deselected": 0} | missing
 
 
 def counts(report: Report) -> dict[str, int]:

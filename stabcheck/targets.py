@@ -88,10 +88,9 @@ def _import(place: str, target: str, deep: bool) -> list[ModuleType]:
     return modules
 
 
-def _short(path: Path) -> str:
-    """One name for a file, however it was spelled: reproducers and the seeds of examples go by it."""
-    whole = path.resolve()
-    return str(whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole)
+def short(path: Path) -> str:
+    """The path as a user would type it here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _from_file(place: str) -> ModuleType:
@@ -104,7 +103,7 @@ def _from_file(place: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    FILES[name] = _short(path)
+    FILES[name] = short(path.resolve())  # one name however it was spelled: reproducers and the seeds of examples go by it
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)

@@ -124,6 +124,18 @@ def test_what_every_shard_says_of_ledger_baselines_and_mutants_is_kept(file):
     assert joined["mutants"] == {"killed": ["SM1"], "survived": ["LS4"]}
 
 
+def test_a_shard_that_lost_trials_or_ended_early_fails_the_whole_unless_they_ran_in_another(file):
+    held, lost = {"status": 0, "lost": [], "passed_over": [], "deselected": 9}, {"status": 1, "lost": ["test_x"], "passed_over": []}
+    other = item(property="layout")
+    for order in ((held, lost), (lost, held)):
+        paths = [file(report(one, session=session), f"{n}.json") for n, (one, session) in enumerate(zip((HELD, other), order, strict=True))]
+        assert "never reported, such as test_x" in judgement(load(paths))[1]
+    early = [file(report(HELD, session=held), "1.json"), file(report(other, session=held | {"status": 2}), "2.json")]
+    assert judgement(load(early))[0] == 3
+    ran = [file(report(HELD, session=held | {"lost": [other["test"]]}), "1.json"), file(report(other, session=held), "2.json")]
+    assert judgement(load(ran))[0] == 0
+
+
 # ---- counts and the verdict
 
 
