@@ -10,10 +10,15 @@ A tanh made of one exponential, 1 − 2/(exp(2|x|) + 1) beyond |x| = 0.625 and a
 
 from __future__ import annotations
 
+import fcntl
 import os
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from stabcheck.errors import UsageError
@@ -85,6 +90,34 @@ def prepare(choice: str) -> str:
     if name == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
     return name
+
+
+@contextmanager
+def alone(device: Device) -> Iterator[None]:
+    """On a GPU, one process of this user at a time: for trials that need much of its memory. Nothing is left in torch's cache."""
+    import torch
+
+    if not device.is_gpu:
+        yield
+        return
+    name = f"stabcheck-{os.getuid()}-{torch.cuda.get_device_properties(device.name).uuid}.lock"
+    with open(Path(tempfile.gettempdir(), name), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed, also by a process that dies
+        try:
+            yield
+        finally:
+            torch.cuda.empty_cache()
+
+
+def crowded(device: Device) -> bool:
+    """Whether less than half of a GPU's memory can be had: that an allocation fails then says nothing about a kernel."""
+    import torch
+
+    if not device.is_gpu:
+        return False
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device.name)
+    return free < total / 2
 
 
 @lru_cache(maxsize=8)

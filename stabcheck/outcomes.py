@@ -117,8 +117,8 @@ class Outcomes:
             pytest.fail("\n".join(told), pytrace=False)
         tally = results["tally"]
         if tally["examples"] and not tally["total"]["compared"]:
-            why = "the kernel refused every input" if tally["unsupported"] else "no element could be compared"
-            pytest.skip(f"compared nothing: {why} in {tally['examples']} examples")
+            why = f"every input was refused, at first with: {tally['refusal']}" if tally["unsupported"] else "no element could be compared"
+            pytest.skip(f"compared nothing in {tally['examples']} examples: {why}")
 
     def repr_failure(self, excinfo: Any) -> Any:
         """The finding's text, or wrong use, stands for itself; a traceback through the engine would hide it."""

@@ -173,8 +173,8 @@ def replay(reproducer: Reproducer, kernel: Kernel, device: Device | None = None)
     if why := trial.law.why_not(kernel, trial.device):
         raise UsageError(f"reproducer {reproducer.id} cannot run on {trial.device}: {why}")
     outcome = trial.examine(reproducer.recipe)
-    if outcome.unsupported:
-        raise UsageError(f"{kernel.id} refuses the input of reproducer {reproducer.id} as unsupported")
+    if outcome.refusal:
+        raise UsageError(f"{kernel.id} does not take the input of reproducer {reproducer.id}: {outcome.refusal}")
     return None if outcome.ok else trial.finding(reproducer.recipe, outcome)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from stabcheck.cases import Case, KernelFault
-from stabcheck.devices import Device, seconds
+from stabcheck.cases import CROWDED, Case, KernelFault
+from stabcheck.devices import Device, alone, crowded, seconds
 from stabcheck.errors import UnsupportedInput
 from stabcheck.findings import Broken, Finding, broken
 from stabcheck.laws import Law
@@ -33,7 +34,8 @@ class Tally:
     rows: int = 0
     elements: int = 0
     vacuous: int = 0  # examples in which nothing was compared
-    unsupported: int = 0  # examples the kernel refused
+    unsupported: int = 0  # examples the kernel refused, or for which there was no memory
+    refusal: str = ""  # why, the first time
     killed_at: int = 0  # the number of the first example that failed
     total: Summary = field(default_factory=Summary)
     regimes: Counter[str] = field(default_factory=Counter)
@@ -43,8 +45,9 @@ class Tally:
     def count(self, recipe: Recipe, outcome: Outcome) -> None:
         """Add one examined recipe."""
         self.examples += 1
-        self.unsupported += outcome.unsupported
-        if outcome.unsupported and not outcome.total.compared:
+        self.unsupported += bool(outcome.refusal)
+        self.refusal = self.refusal or outcome.refusal
+        if outcome.refusal and not outcome.total.compared:
             return  # refused: not exercised
         self.rows += recipe.total_rows
         self.elements += recipe.elements
@@ -73,7 +76,7 @@ class Outcome:
     total: Summary = field(default_factory=Summary)
     failed: Comparison | None = None
     fault: KernelFault | None = None
-    unsupported: bool = False
+    refusal: str = ""  # of an unsupported input: why
 
     @property
     def ok(self) -> bool:
@@ -137,7 +140,8 @@ class Trial:
     def examine(self, recipe: Recipe, case: Case | None = None) -> Outcome:
         """Run the law once, counting nothing."""
         try:
-            with watched(self.device.is_gpu, lambda: self.on_hang(self.finding(recipe, HUNG))):
+            beside = alone(self.device) if self.law.big else nullcontext()
+            with beside, watched(self.device.is_gpu, lambda: self.on_hang(self.finding(recipe, HUNG))):
                 return self._examine(case or Case(self.kernel, self.device, recipe))
         except Hung:
             self.lost = True
@@ -145,23 +149,27 @@ class Trial:
 
     def _examine(self, case: Case) -> Outcome:
         comparisons: list[Comparison] = []
-        unsupported = False
+        refusal = ""
         try:
             try:
                 for comparison in self.law.comparisons(case):
                     comparisons.append(comparison)
-            except UnsupportedInput:
-                unsupported = True  # what was compared before the refusal still counts
+            except UnsupportedInput as error:
+                refusal = str(error) or type(error).__name__  # what was compared before the refusal still counts
             summaries = summarise(comparisons)
         except KernelFault as fault:
             return Outcome(fault=fault)
+        except torch.OutOfMemoryError:  # on the way to the kernel, or behind it
+            if not crowded(self.device):
+                raise
+            return Outcome(refusal=CROWDED)
         except RuntimeError as error:  # a launch fails when its result is waited for
             if LOST_DEVICE not in str(error):
                 raise
             self.lost = True
             return Outcome(fault=KernelFault("crash", f"{LOST_DEVICE}: {str(error).strip().splitlines()[0]}"))
         failed = next((c for c, s in zip(comparisons, summaries, strict=True) if s.failed), None)
-        return Outcome(sum(summaries, Summary()), failed, unsupported=unsupported)
+        return Outcome(sum(summaries, Summary()), failed, refusal=refusal)
 
     def finding(self, recipe: Recipe, outcome: Outcome) -> Finding:
         """Describe a failed outcome."""

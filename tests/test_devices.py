@@ -1,10 +1,13 @@
 """The device that runs, and what is said of it."""
 
+import fcntl
 import os
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from stabcheck.devices import GPU, INTERPRETER, describe, prepare, versions
+from stabcheck.devices import GPU, INTERPRETER, Device, alone, crowded, describe, prepare, versions
 from stabcheck.errors import UsageError
 from stabcheck.profiles import EXAMPLES, settings_for
 
@@ -69,3 +72,48 @@ def test_the_profile_is_the_one_asked_for_or_the_devices_own(profile, on_gpu, ex
 @pytest.mark.parametrize(("weight", "examples"), [(2.0, 20), (0.25, 2), (0.001, 1)])
 def test_a_laws_weight_multiplies_the_examples(weight, examples):
     assert settings_for("cpu", False, weight).max_examples == examples
+
+
+@pytest.fixture
+def one_gpu(monkeypatch, tmp_path):
+    """A GPU of 80 bytes, of which one_gpu.free are free; what is called is listed."""
+    state = SimpleNamespace(free=80, calls=[])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda name: SimpleNamespace(uuid="a1"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: state.calls.append("empty"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda name: (state.free, 80))
+    state.device, state.locked = Device("cuda", "H", "sm_90", GPU), lambda: _locked(tmp_path)
+    return state
+
+
+def _locked(folder):
+    (file,) = folder.glob("stabcheck-*-a1.lock")
+    with open(file, "w") as other:
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def test_a_trial_that_needs_the_memory_keeps_others_out_and_leaves_nothing_in_the_cache(one_gpu):
+    with pytest.raises(ZeroDivisionError), alone(one_gpu.device):
+        assert one_gpu.locked() and not one_gpu.calls
+        _ = 1 / 0
+    assert not one_gpu.locked() and one_gpu.calls == ["empty"]
+
+
+def test_the_cpu_has_no_lock(one_gpu, tmp_path):
+    with alone(describe("cpu")):
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("free", "told"), [(39, True), (40, False), (80, False)])
+def test_a_gpu_is_crowded_when_less_than_half_is_free_once_the_cache_is_given_back(one_gpu, free, told):
+    one_gpu.free = free
+    assert crowded(one_gpu.device) is told
+    assert one_gpu.calls == ["empty"]
+
+
+def test_the_cpu_is_never_crowded():
+    assert not crowded(describe("cpu"))

@@ -1,5 +1,8 @@
 """A trial counts what it examined and raises what it finds, in a way that Hypothesis can shrink and never calls flaky."""
 
+from contextlib import contextmanager
+from dataclasses import replace
+
 import pytest
 import torch
 from planted import CPU, LAWS, finding_of, five_percent_too_much, inf, kernel, recipe, right, shaky, trial
@@ -35,6 +38,45 @@ def test_a_refused_input_is_counted_and_neither_a_pass_nor_a_finding():
     examined = trial(refuses)
     examined(PLAIN)
     assert (examined.tally.unsupported, examined.tally.vacuous, examined.tally.total.compared) == (1, 0, 0)
+    assert examined.tally.refusal == "only multiples of 16"
+
+
+def out_of_memory(logits, temperature):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 53.00 GiB")
+
+
+@pytest.mark.parametrize("where", ["in the kernel", "in the engine"])
+def test_memory_that_others_hold_is_no_finding_and_is_counted(where, monkeypatch):
+    monkeypatch.setattr("stabcheck.cases.crowded", lambda device: True)
+    monkeypatch.setattr("stabcheck.trial.crowded", lambda device: True)
+    examined = trial(out_of_memory if where == "in the kernel" else right)
+    if where == "in the engine":
+        monkeypatch.setattr("stabcheck.trial.summarise", lambda comparisons: out_of_memory(0, 0))
+    examined(PLAIN)
+    assert (examined.tally.unsupported, examined.tally.total.compared) == (1, 0)
+    assert "fewer workers" in examined.tally.refusal
+
+
+def test_a_kernel_that_asks_for_more_than_an_empty_device_has_crashed():
+    with pytest.raises(Broken, match="Tried to allocate 53"):
+        trial(out_of_memory)(PLAIN)
+
+
+def test_a_law_that_needs_much_memory_runs_alone(monkeypatch):
+    beside = []
+
+    @contextmanager
+    def noted(device):
+        beside.append(device)
+        yield
+
+    monkeypatch.setattr("stabcheck.trial.alone", noted)
+    examined = trial(right)
+    examined(PLAIN)
+    assert not beside
+    examined.law = replace(examined.law, big=True)
+    examined(recipe([0.0, 1.0]))
+    assert beside == [examined.device]
 
 
 def test_an_example_in_which_everything_is_free_is_counted_as_vacuous():
