@@ -32,6 +32,7 @@ from stabcheck.kernels.online_device import (
 
 _jit = triton.jit(
     do_not_specialize=["vocab", "chunks", "x_row", "grad_row", "target_step", "upstream_step", "ignore", "rows"],
+    do_not_specialize_on_alignment=["x", "grad", "target", "upstream", "losses", "loss", "saved", "x_col", "grad_col"],
 )
 
 

@@ -103,9 +103,9 @@ def survey_grid(rows: int, parts: int) -> tuple[int, int, int]:
     return parts, min(rows, 32768), -(-rows // 32768)
 
 
-def spans_block(vocab: int) -> int:
-    """The number of spans of 256 columns that a row's program looks through."""
-    return max(FEW, 1 << (-(-vocab // SPAN) * 16 - 1).bit_length())
+def spans_block(vocab: int, level: int) -> int:
+    """The number of spans of 256 columns that a row's program looks through; only level 2 has any."""
+    return FEW if level != 2 else max(FEW, 1 << (-(-vocab // SPAN) * 16 - 1).bit_length())
 
 
 def filled(filters: dict[str, torch.Tensor | None], unused: torch.Tensor) -> tuple[list[torch.Tensor], list[bool]]:
@@ -120,7 +120,7 @@ def _launch(
     rows, vocab = logits.shape
     tensors, has = filled(filters, temperature)
     tiles, partials, groups, scratch = workspace(logits, level, True)  # a greedy row looks for candidates without any filter
-    wide, parts = aligned(logits), parts_of(logits)
+    wide, parts = level > 0 and aligned(logits, out), parts_of(logits)  # 128 columns are not worth a variant
     strides: Any = logits.stride()
     selection = torch.empty((rows, 5), dtype=torch.float32, device=logits.device)
     if level > 1:
@@ -129,7 +129,7 @@ def _launch(
         )
     device.select[(rows,)](
         logits, temperature, *tensors, partials, groups, scratch, selection, vocab, tiles, *strides,
-        *has, level, spans_block(vocab), *pass_shape(logits, wide), wide, parts, num_warps=16,
+        *has, level, spans_block(vocab, level), *pass_shape(logits, wide), wide, parts, num_warps=16,
     )  # fmt: skip
     device.write[(rows * tiles,)](logits, temperature, selection, out, vocab, tiles, *strides, wide, num_warps=8)
 

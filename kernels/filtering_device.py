@@ -21,7 +21,10 @@ from stabcheck.kernels.filtering_general_device import kept, mass_kept, threshol
 from stabcheck.kernels.filtering_rows_device import groups_of, parameters, place_of, store_maxima, total_of_part, whole_row
 from stabcheck.kernels.online_device import columns_of, load_logits, row_of
 
-_jit = triton.jit(do_not_specialize=["vocab", "tiles", "rows", "x_row"])
+_jit = triton.jit(
+    do_not_specialize=["vocab", "tiles", "rows", "x_row"],
+    do_not_specialize_on_alignment=["x", "temperature", "top_k", "top_p", "min_p", "out", "x_col"],
+)
 
 
 @_jit

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from stabcheck.kernels.online_device import columns_of_tile, exp, finite, load_logits, max_of_lanes, row_of, span_of, sum_of_lanes
 
-_jit = triton.jit(do_not_specialize=["vocab", "splits", "x_row"])
+_jit = triton.jit(do_not_specialize=["vocab", "splits", "x_row"], do_not_specialize_on_alignment=["x", "out", "x_col"])
 
 
 @_jit

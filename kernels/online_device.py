@@ -8,7 +8,9 @@ its own, [LANES], which meet once, at the end of the row:
 What is subtracted is the maximum made finite: −inf − −inf and inf − inf would be NaN. So a lane of −inf has d = 0, one with a +inf has
 d = inf, and a NaN makes d NaN (Triton's maximum passes over it).
 
-`ALIGNED` promises that vocab and row strides are multiples of 16: where columns have stride 1, loads and stores are then 16 bytes wide.
+`ALIGNED` promises that vocab and row strides are multiples of 16, and the addresses of rows of 16 bytes: where columns have stride 1,
+loads and stores are then 16 bytes wide. Triton itself is told to look at no address, and of strides whether they are 1: else it would
+compile a kernel once more for each combination, several hundred in all.
 """
 
 from __future__ import annotations
@@ -19,9 +21,13 @@ import triton.language as tl
 
 @triton.jit
 def row_of(pointer, row, stride, ALIGNED: tl.constexpr):
+    """What is said of an address is lost once Triton adds a second scalar step to it: this must be the last."""
     if ALIGNED:
         stride = stride // 16 * 16
-    return pointer + row.to(tl.int64) * stride
+    start = pointer + row.to(tl.int64) * stride
+    if ALIGNED:
+        start = tl.multiple_of(start, 16)
+    return start
 
 
 @triton.jit

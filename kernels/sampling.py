@@ -132,7 +132,7 @@ def _launch(
     rows, vocab = logits.shape
     tensors, (_, *has, _, _) = filled(given, out)
     tiles, partials, groups, scratch = workspace(logits, level, any(has))
-    wide, parts, early = aligned(logits), parts_of(logits), level > 1 and _early(logits)
+    wide, parts, early = level > 0 and aligned(logits), parts_of(logits), level > 1 and _early(logits)
     sizes = (vocab, tiles, tensors[0].shape[0], role, *logits.stride())
     options = (*has, index is not None, level)
     inputs = (logits, *tensors, out if index is None else index.contiguous())
@@ -141,7 +141,7 @@ def _launch(
             *inputs, partials, groups, rows, *sizes, *options, wide, parts, early, num_warps=1, maxnreg=80
         )
     device.draw[(rows,)](
-        *inputs, partials, groups, scratch, out, *sizes, *options, spans_block(vocab), *pass_shape(logits, wide), wide, parts, early,
+        *inputs, partials, groups, scratch, out, *sizes, *options, spans_block(vocab, level), *pass_shape(logits, wide), wide, parts, early,
         num_warps=16 if any(has) else 4, **({"launch_pdl": True} if early else {}),
     )  # fmt: skip
 

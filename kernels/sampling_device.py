@@ -23,7 +23,10 @@ from stabcheck.kernels.filtering_rows_device import groups_of, parameters, place
 from stabcheck.kernels.online_device import load_logits, row_of
 from stabcheck.kernels.race_device import winner, winner_among, winner_kept
 
-_jit = triton.jit(do_not_specialize=["rows", "vocab", "tiles", "x_row", "pool", "role"])
+_jit = triton.jit(
+    do_not_specialize=["rows", "vocab", "tiles", "x_row", "pool", "role"],
+    do_not_specialize_on_alignment=["x", "temperature", "top_k", "top_p", "min_p", "seed", "position", "index", "out", "x_col"],
+)
 
 
 @triton.jit

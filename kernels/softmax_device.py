@@ -8,7 +8,7 @@
 Special rows need no code of their own in the sums: a NaN or +inf makes d NaN, and d = 0 says that every logit is −inf. t = 0 is greedy:
 m and d are computed with t = 1, for what d says about the row, and the row written is one-hot at the first maximum.
 
-`ALIGNED` promises that vocab and row strides are multiples of 16: where columns have stride 1, loads and stores are then 16 bytes wide.
+`ALIGNED` is that of `online_device`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ import triton.language as tl
 from stabcheck.kernels.online_device import columns_of, columns_of_tile, log2_scale, row_of
 
 # Two or three compiled variants serve all shapes: the compiler is told of column strides of 1, and of the rest what ALIGNED says.
-_jit = triton.jit(do_not_specialize=["vocab", "splits", "x_row", "out_row"])
+_jit = triton.jit(
+    do_not_specialize=["vocab", "splits", "x_row", "out_row"],
+    do_not_specialize_on_alignment=["x", "temperature", "out", "x_col", "out_col"],
+)
 
 
 @triton.jit

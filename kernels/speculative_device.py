@@ -14,7 +14,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-_jit = triton.jit(do_not_specialize=["drafts", "vocab", "tiles", "p_row", "p_step", "q_row", "q_step"])
+from stabcheck.kernels.online_device import row_of
+
+_jit = triton.jit(
+    do_not_specialize=["drafts", "vocab", "tiles", "p_row", "p_step", "q_row", "q_step"],
+    do_not_specialize_on_alignment=["p", "q", "ids", "coins", "accepted", "out", "p_col", "q_col"],
+)
 
 
 @triton.jit
@@ -36,26 +41,19 @@ def _weights(
 ):  # fmt: skip
     """(columns, p, w) of a tile."""
     if ALIGNED:
-        vocab, p_step, q_step = vocab // 16 * 16, p_step // 16 * 16, q_step // 16 * 16
+        vocab = vocab // 16 * 16
     cols = tile * 4096 + tl.arange(0, 4096)
     inside = cols < vocab
-    values = tl.load(p + length.to(tl.int64) * p_step + cols.to(tl.int64) * p_col, mask=inside, other=0.0)
+    values = tl.load(row_of(p, length, p_step, ALIGNED) + cols.to(tl.int64) * p_col, mask=inside, other=0.0)
     values = tl.where(values > 0, values, 0.0)
     left = values
     if length < drafts:
         if ONE_HOT:
             left = tl.where(cols == tl.load(ids + length), 0.0, values)
         else:
-            left = values - tl.load(q + length.to(tl.int64) * q_step + cols.to(tl.int64) * q_col, mask=inside, other=0.0)
+            left = values - tl.load(row_of(q, length, q_step, ALIGNED) + cols.to(tl.int64) * q_col, mask=inside, other=0.0)
             left = tl.where(left > 0, left, 0.0)
     return cols, values, left
-
-
-@triton.jit
-def _start_of(pointer, request, stride, ALIGNED: tl.constexpr):
-    if ALIGNED:
-        stride = stride // 16 * 16
-    return pointer + request.to(tl.int64) * stride
 
 
 @_jit
@@ -65,7 +63,7 @@ def weigh(
 ):  # fmt: skip
     program = tl.program_id(0)
     request, tile = program // tiles, program % tiles
-    p, q = _start_of(p, request, p_row, ALIGNED), _start_of(q, request, q_row, ALIGNED)
+    p, q = row_of(p, request, p_row, ALIGNED), row_of(q, request, q_row, ALIGNED)
     ids += request.to(tl.int64) * drafts
     coins += request.to(tl.int64) * (drafts + 1)
     length = _length(p, q, ids, coins, drafts, vocab, p_step, p_col, q_step, q_col, BLOCK, ONE_HOT)
@@ -109,7 +107,7 @@ def emit(
     BLOCK: tl.constexpr, ONE_HOT: tl.constexpr, ALIGNED: tl.constexpr, ONE_TILE: tl.constexpr,
 ):  # fmt: skip
     request = tl.program_id(0)
-    p, q = _start_of(p, request, p_row, ALIGNED), _start_of(q, request, q_row, ALIGNED)
+    p, q = row_of(p, request, p_row, ALIGNED), row_of(q, request, q_row, ALIGNED)
     ids += request.to(tl.int64) * drafts
     coins += request.to(tl.int64) * (drafts + 1)
     length = _length(p, q, ids, coins, drafts, vocab, p_step, p_col, q_step, q_col, BLOCK, ONE_HOT)

@@ -26,7 +26,10 @@ from stabcheck.kernels.online_device import (
     sum_of_lanes,
 )
 
-_jit = triton.jit(do_not_specialize=["vocab", "splits", "x_row", "labels_step"])
+_jit = triton.jit(
+    do_not_specialize=["vocab", "splits", "x_row", "labels_step"],
+    do_not_specialize_on_alignment=["x", "labels", "temperature", "out", "x_col"],
+)
 
 
 @triton.jit

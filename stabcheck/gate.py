@@ -24,7 +24,7 @@ from stabcheck.mutants import self_test
 from stabcheck.registry import Kernel
 from stabcheck.report import find_benches, write_reports
 from stabcheck.results import COULD_NOT_RUN, HELD, Report, document, judgement, load, write
-from stabcheck.sessions import COMMON, PYTEST_EXITS
+from stabcheck.sessions import COMMON, PYTEST_EXITS, spread
 from stabcheck.targets import BUILT_IN
 from stabcheck.targets import load as load_targets
 
@@ -96,7 +96,7 @@ def _arguments(gate: Gate, device: str, only: Sequence[Kernel], more: Sequence[s
         "stabcheck-update": gate.update,
     }
     corpus = [str(gate.corpus)] if gate.corpus.is_dir() else []
-    return [*corpus, *COMMON, "-q", *(f"--{name}={value}" for name, value in options.items() if value != ""), *more]
+    return [*corpus, *COMMON, "-q", *(f"--{name}={value}" for name, value in options.items() if value != ""), *spread(more), *more]
 
 
 def _finish(gate: Gate, report: Report, status: int, console: Console) -> int:

@@ -157,8 +157,9 @@ class Plugin:
         return items_for(collector, name, chosen, [obj.kernel], session)
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Put the corpus first, and leave out what was not asked for, which counts as collected."""
-        items.sort(key=lambda item: not getattr(item, "corpus", ""))
+        """Put the corpus first, and for a worker of xdist one kernel after the other; what was not asked for is left out, and counted."""
+        by_kernel = hasattr(config, "workerinput")
+        items.sort(key=lambda item: (not getattr(item, "corpus", ""), getattr(item, "identity", {}).get("kernel", "") if by_kernel else ""))
         if kept := set(filter(None, option(config, "only").split(","))):
             out = [item for item in items if not kept & _names(item)]
             items[:] = [item for item in items if kept & _names(item)]

@@ -34,8 +34,13 @@ def run_suites(targets: Sequence[str], operation: str, device: str, profile: str
     load(targets, operation or None)  # a wrong target is told in one line, before pytest starts
     arguments = [*COMMON, "-q", f"--rootdir={Path.cwd()}", f"--stabcheck-kernels={','.join(targets)}", f"--stabcheck-device={name}"]
     arguments += [f"--stabcheck-report-dir={report_dir}", *_optional("--stabcheck-operation", operation)]
-    arguments += [*_optional("--hypothesis-profile", profile), *more]
+    arguments += [*_optional("--hypothesis-profile", profile), *spread(more), *more]
     return PYTEST_EXITS.get(int(pytest.main(arguments)), COULD_NOT_RUN)
+
+
+def spread(more: Sequence[str]) -> list[str]:
+    """Of workers, if some are asked for, each starts on neighbouring trials, which are of one kernel: it is compiled and loaded in few."""
+    return ["--dist=worksteal"] if any(word.startswith(("-n", "--numprocesses")) for word in more) else []
 
 
 def collect_reports(targets: str, device: str, report_dir: Path, more: Sequence[str], plugin: Any) -> str:

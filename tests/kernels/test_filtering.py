@@ -73,7 +73,7 @@ def test_maxima_of_spans_narrow_long_rows():
     logits[1, ::300] = 20.0  # 110 equal maxima in as many spans
     logits[2, 4000:4300] = 20.0  # more than candidates, in one or two spans
     filters = filters_of((1.0, 50, 0.9, 0.0), (1.0, 60, 1.0, 0.0), (1.0, 0, 0.5, 0.0), device=DEVICE)
-    assert module.spans_block(33_000) > 128
+    assert module.spans_block(33_000, 2) > 128
     assert wrong_rows(filtered_probs(logits, *filters), logits, filters) == []
 
 
