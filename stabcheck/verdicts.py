@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import pairwise
 
 import torch
 
 from stabcheck.floats import by_name, name_of
 
 ANY_FINITE = torch.finfo(torch.float64).max  # as a bound: any finite value will do
+EXPONENT_BITS = 0x7FF << 52  # of fp64
+AT_ONCE = 1 << 18  # elements that are compared with all edges in one launch: a bool for each of both
 ULPS = range(-3, 13)  # classes of errors: at most 2^k ulp
 KINDS = ("non-finite", "wrong", "unstable", "out of support", "order", "not deterministic", "memory", "crash", "hang")
 
@@ -111,15 +115,22 @@ def _counts(c: Comparison) -> torch.Tensor:
 
 
 def _ulps(error: torch.Tensor, c: Comparison, out: torch.Tensor) -> torch.Tensor:
-    """[1 + len(ULPS)] fp64: the worst error in ulp of got's format at the expected value, and how many are in each class."""
+    """[1 + len(ULPS)] fp64: the worst error, and how many reach no edge of each class; in units of 2^floor(log2 |expected|), of the least
+    normal number where that is more: an ulp of got's format is 2^(1 − precision) of them. The bits of the exponent alone are that power."""
     fmt = by_name(name_of(c.got.dtype))
-    expected = c.expected.double()
-    exponent = torch.frexp(expected).exponent.sub_(1).masked_fill_(expected == 0, fmt.emin).clamp_(min=fmt.emin) - (fmt.precision - 1)
-    error = torch.ldexp(error, -exponent).masked_fill_(out | ~error.isfinite(), -1.0)
-    mantissa, ceiling = torch.frexp(error)
-    ceiling = (ceiling - (mantissa == 0.5).int()).double().masked_fill_(error <= 0, ULPS[0]).clamp_(ULPS[0], ULPS[-1])
-    classes = torch.histc(ceiling.masked_fill_(error < 0, ULPS[-1] + 9), len(ULPS), ULPS[0] - 0.5, ULPS[-1] + 0.5)
-    return torch.cat([error.amax().clamp(min=0.0)[None], classes])
+    unit = (c.expected.double().view(torch.int64) & EXPONENT_BITS).view(torch.float64).clamp_(min=2.0**fmt.emin)
+    units = (error / unit).masked_fill_(out, torch.nan)
+    edges = _edges(fmt.precision, str(error.device))
+    parts = torch.split(units.reshape(1, -1), AT_ONCE, 1)
+    within = torch.stack([(part <= edges).sum(-1) for part in parts]).sum(0)  # NaN is within nothing
+    return torch.cat([units.nan_to_num_(0.0, 0.0, 0.0).amax()[None], within])
+
+
+@lru_cache(maxsize=16)
+def _edges(precision: int, device: str) -> torch.Tensor:
+    """[len(ULPS), 1] fp64: 2^k ulp in those units; the last class takes all that is finite."""
+    edges = [2.0 ** (k + 1 - precision) for k in ULPS[:-1]]
+    return torch.tensor([*edges, ANY_FINITE], dtype=torch.float64, device=device)[:, None]
 
 
 def _summary(c: Comparison, row: list[float]) -> Summary:
@@ -129,7 +140,9 @@ def _summary(c: Comparison, row: list[float]) -> Summary:
     sizes = failed, size - int(free), int(free), int(ill)
     if not ulps:
         return Summary(*sizes, 0.0 if c.draws else worst, c.draws, int(c.draws > 0))
-    return Summary(*sizes, worst, ulp=ulps[0], ulps=tuple(map(int, ulps[1:])))
+    below = [0, *map(int, ulps[1:])]
+    classes = tuple(b - a for a, b in pairwise(below))
+    return Summary(*sizes, worst, ulp=ulps[0] * 2.0 ** (by_name(name_of(c.got.dtype)).precision - 1), ulps=classes)
 
 
 @dataclass(frozen=True)
