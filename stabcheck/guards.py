@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stabcheck.batches import Batch, bits_of
 from stabcheck.cases import Case, KernelFault
-from stabcheck.errors import UnsupportedInput
+from stabcheck.errors import ShortOfMemory, UnsupportedInput
 from stabcheck.operations.base import IGNORED, Results, of_rows
 from stabcheck.verdicts import Comparison
 
@@ -107,21 +107,24 @@ def run_guarded(case: Case, original: Batch | None = None) -> Watched:
 
 
 def run_beyond_int32(case: Case) -> tuple[Results, torch.Tensor, torch.Tensor]:
-    """Run on more than 2^31 elements, every row the case's first one.
+    """Run on more than 2^31 elements, every row the case's first one; where the kernel takes what the operation makes of the logits, on
+    few rows that lie as far apart, since of as many there is no room for all that is made.
 
     Returns (results of rows 0, middle and last; [rows, 1] bool: rows that differ from row 0; [buffers, 1] bool: margins written).
-    Raises UnsupportedInput where the device has too little memory.
+    Raises ShortOfMemory where the device has too little.
     """
     source = case.batch.pick(slice(0, 1))
     vocab = source.logits.shape[1]
-    rows = INT32_REACH // vocab + WITNESSES
-    own = source.logits.element_size()
-    wide = (own if o.dtype == "input" else case.contract.output.bits // 8 for o in case.operation.outputs if o.per == "element")
-    sizes = own + sum(wide)
-    needed = (rows * vocab + INT32_REACH * 2) * sizes * 1.1
-    if needed > torch.cuda.mem_get_info()[0]:
-        raise UnsupportedInput(f"64-bit offsets need {needed / 2**30:.0f} GiB of free device memory; run them on a larger GPU")
-    logits = guard((rows, vocab), (vocab, 1), source.logits.dtype, source.logits.device, INT32_REACH)
+    few = "verifies" in case.operation.traits
+    rows, stride = (WITNESSES, INT32_REACH // (WITNESSES - 1)) if few else (INT32_REACH // vocab + WITNESSES, vocab)
+    own, span = source.logits.element_size(), (rows - 1) * stride + vocab
+    wide = [own if o.dtype == "input" else case.contract.output.bits // 8 for o in case.operation.outputs if o.per == "element"]
+    wide += [4, 4] if few else []  # the probabilities of target and draft
+    needed = (span + INT32_REACH * 2) * (own + sum(wide)) + span * max(wide, default=0)  # and what a guarded buffer takes the place of
+    needed += INT32_REACH * 2  # to look at the margins
+    if needed > torch.cuda.mem_get_info(source.logits.device)[0]:
+        raise ShortOfMemory(f"64-bit offsets need {needed / 2**30:.0f} GiB of free device memory; run them on a larger GPU")
+    logits = guard((rows, vocab), (stride, 1), source.logits.dtype, source.logits.device, INT32_REACH)
     logits.inner.copy_(source.logits.expand(rows, vocab))
     batch = replace(source, logits=logits.inner, inputs={k: v.expand(rows).contiguous() for k, v in source.inputs.items()})
     with GuardAllocations(INT32_REACH) as allocations:

@@ -46,7 +46,7 @@ def call(
     """Build the chain, verify it, and return, [R] each: drafts accepted, the token emitted, what is amiss.
 
     Amiss are entries of ids that are not what they must be, and elements of the kernel's inputs that it changed. Where the logits are not
-    contiguous, what is made of them is not, either.
+    contiguous, what is made of them is not, either, and its rows lie at least as far apart as theirs.
     """
     vocab, steps = logits.shape[1], torch.arange(drafts + 1, device=logits.device)
     rolled = torch.stack([logits.double().roll(j, -1) for j in range(drafts + 2)], 1)
@@ -59,8 +59,7 @@ def call(
     coins = torch.where(coin[:, None] == 0, 0.0, torch.where(steps == 0, coin[:, None], coins))
     coins = torch.cat([coins[:, :-1], last[:, None]], 1)
     if not logits.is_contiguous():
-        p = torch.nn.functional.pad(p, (0, 3))[..., :vocab]
-        q = torch.nn.functional.pad(q, (0, 5))[..., :vocab] if q is not None else None
+        p, q = _apart(p, 3, logits.stride(0)), None if q is None else _apart(q, 5, logits.stride(0))
     given = [t for t in (p, q, d, coins) if t is not None]
     before = [t.clone() for t in given]
     accepted, ids = function(p, q, d, coins)
@@ -71,6 +70,14 @@ def call(
     wanted = torch.where(steps < place, torch.cat([d, d[:, :1]], 1), -1)
     misplaced = ((ids != wanted) & (steps != place)).sum(-1) + changed
     return accepted.long(), ids.long().gather(1, place)[:, 0], misplaced
+
+
+def _apart(tensor: torch.Tensor, pad: int, least: int) -> torch.Tensor:
+    """[R, n, V] with columns that are not used, which are NaN, and rows at least so far apart."""
+    rows, steps, vocab = tensor.shape
+    step, apart = vocab + pad, max(steps * (vocab + pad), least)
+    flat = torch.empty((max(rows, 1) - 1) * apart + steps * step, dtype=tensor.dtype, device=tensor.device).fill_(torch.nan)
+    return flat.as_strided((rows, steps, vocab), (apart, step, 1), flat.storage_offset()).copy_(tensor)
 
 
 class Chain:

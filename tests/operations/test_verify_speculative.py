@@ -304,3 +304,19 @@ KERNELS = {
 def test_a_correct_kernel_keeps_the_law_whatever_its_algorithm(name, law, dtype, examples):
     found = first_finding(put(KERNELS[name], VERIFY, law, dtype), examples=examples, max_vocab=1100)
     assert found is None, found.text()
+
+
+def test_columns_that_are_not_used_are_nan():
+    seen = []
+
+    def verify(p, q, drafts, coins):
+        seen.extend((p, q))
+        return right_verifier(p, q, drafts, coins)
+
+    logits = torch.randn(3, 40)[:, ::2]
+    inputs = torch.zeros(3, dtype=torch.int64), torch.full((3,), 0.5), torch.full((3,), 0.5)
+    OPERATION.call(verify, logits, *inputs)
+    for tensor, pad in zip(seen, (3, 5), strict=True):
+        assert tensor.stride()[1:] == (20 + pad, 1)
+        assert tensor.as_strided((3, pad), (tensor.stride(0), 1), tensor.storage_offset() + 20).isnan().all()
+        assert tensor.isfinite().all()
