@@ -32,6 +32,9 @@ class State:
         batch, _ = operation.take_columns(Batch(self.logits, self.inputs, options=dict(self.options)), kept)
         return replace(self, logits=batch.logits, inputs=dict(batch.inputs))
 
+    def with_input(self, name: str, value: float) -> State:
+        return replace(self, inputs=self.inputs | {name: torch.full_like(self.inputs[name], value)})
+
     def with_values(self, logits: torch.Tensor) -> State:
         return replace(self, logits=logits)
 
@@ -107,6 +110,21 @@ def fewer_columns(state: State, hints: Hints) -> Iterator[State]:
             yield state.columns(torch.cat([index[:start], index[stop:]]), hints.operation)
 
 
+def few_counted(state: State, hints: Hints) -> Iterator[State]:
+    """Few columns, fewer of them asked for, and perhaps another share of the mass: one after the other, none of these may fail."""
+    vocab, inputs = state.logits.shape[1], [s for s in hints.operation.inputs if bool((state.inputs[s.name] != s.default).any())]
+    counted = next((s.name for s in inputs if s.among and bool((state.inputs[s.name] < vocab).all())), None)  # in use
+    others = [s for s in inputs if isinstance(s.default, float) and not s.column and not s.ladder]
+    for few in (3, 5):
+        if counted and few < vocab:
+            kept = sorted({min(hints.column, vocab - 1), *range(few - 1)})
+            fewer = state.columns(torch.tensor(kept, device=state.logits.device), hints.operation)
+            for count in range(1, len(kept)):
+                lower = fewer.with_input(counted, count)
+                yield lower
+                yield from (lower.with_input(spec.name, value) for spec in others for value in spec.values[:4])
+
+
 def one_value(state: State, hints: Hints) -> Iterator[State]:
     """Stretches of columns set to 0, or to the row's first value."""
     logits, spans = state.logits, state.stretches()
@@ -165,6 +183,7 @@ PASSES: tuple[Pass, ...] = (
     fewer_rows,
     plainer_layout,
     fewer_columns,
+    few_counted,
     one_value,
     rounder_values,
     plainer_inputs,

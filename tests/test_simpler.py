@@ -12,6 +12,7 @@ from stabcheck.simpler import (
     Hints,
     State,
     few_columns,
+    few_counted,
     fewer_columns,
     fewer_rows,
     one_value,
@@ -156,3 +157,14 @@ def test_values_rank_from_easy_to_hard_on_the_eye():
 
 def test_stretches_are_columns_equal_in_every_row():
     assert state([0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]).stretches() == [(0, 2), (2, 3), (3, 4)]
+
+
+def test_columns_and_the_count_of_them_fall_together():
+    filters = operation("filtered_probs")
+    given = {"temperature": 1.0, "top_k": 50, "top_p": 0.9, "min_p": 0.0}
+    start = State(torch.zeros(1, 52), {name: torch.tensor([value]) for name, value in given.items()}, Layout(), seed=5)
+    proposals = list(few_counted(start, Hints(0, 46, True, 1, filters)))
+    assert {s.logits.shape[1] for s in proposals} == {3, 5}
+    assert all(0 < s.inputs["top_k"].item() < s.logits.shape[1] and s.inputs["temperature"].item() == 1 for s in proposals)
+    assert {round(s.inputs["top_p"].item(), 6) for s in proposals} == {1.0, 0.9, 0.5, 0.1}
+    assert list(few_counted(state([0.0] * 9), hints())) == []  # nothing is counted

@@ -25,6 +25,7 @@ class Input:
     column: it names a column: the columns where kernels go wrong are drawn as well, and it moves where its column moves.
     ladder: the fan `ladder` halves it from sibling to sibling.
     counts: siblings count up from it, one by one.
+    among: it is a number of columns: a finding is shrunk with fewer columns and less of it at once.
     under:  further values where a policy has an answer: (policy, answer, values).
     symbol: what findings call it, if that is not its name.
     """
@@ -34,6 +35,7 @@ class Input:
     column: bool = False
     ladder: bool = False
     counts: bool = False
+    among: bool = False
     under: tuple[str, str, tuple[float | int, ...]] | None = None
     symbol: str = ""
 

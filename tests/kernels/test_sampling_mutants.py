@@ -5,7 +5,7 @@ from math import inf, log, nan
 
 import pytest
 import torch
-from planted import holds
+from planted import holds, recipe_of
 
 from stabcheck.cases import Case
 from stabcheck.devices import describe
@@ -13,7 +13,9 @@ from stabcheck.kernels.mutants import filtering, sampling_skeleton, skeleton, sp
 from stabcheck.laws import all_laws
 from stabcheck.recipe import Background, Recipe, Row
 from stabcheck.registry import make_kernel
+from stabcheck.shrinking import shrink
 from stabcheck.targets import load
+from stabcheck.trial import Trial
 
 MUTANTS = {k.mutant.id: k for k in load(["stabcheck.kernels.mutants"]) if k.mutant.id.startswith("SA")}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -154,6 +156,12 @@ def test_sa13_emits_a_token_without_a_residual():
     chain = ([0.25, 0.5, 0.25], [0.0, 0.25, 0.75], 2, 0.9, 0.9)  # the residual is [0.25, 0.25, 0]
     assert verified(MUTANTS["SA13"].function, *chain) == ([0], [[2, -1]])
     assert verified(speculative.verify, *chain) == ([0], [[1, -1]])
+
+
+def test_sa1_is_shrunk_although_k_has_to_fall_with_the_columns():
+    examined = Trial(MUTANTS["SA1"], all_laws()["keep_set"], "fp32", describe(DEVICE))
+    start = recipe_of("filtered_probs", [0.0] * 52, inputs={"temperature": 1.0, "top_k": 50, "top_p": 0.9, "min_p": 0.0})
+    assert shrink(examined, examined.finding(start, examined.examine(start))).recipe.vocab <= 8
 
 
 # ---- the skeletons: what the mutants are without their mistakes
