@@ -48,11 +48,11 @@ def rounded(value: float) -> float:
 
 
 def measured(items: Iterable[dict[str, Any]]) -> dict[str, Metrics]:
-    """Kernel -> metrics of the trials that held and compared something; those left to chance have none."""
+    """Kernel -> metrics of the trials that held and compared something; those left to chance, or short of memory, have none."""
     found: dict[str, Metrics] = {}
     for item in items:
         tally = item["tally"]
-        if item["outcome"] != "passed" or item["corpus"] or not tally["total"]["compared"] or tally["total"]["chances"]:
+        if item["outcome"] != "passed" or item["corpus"] or not tally["total"]["compared"] or tally["total"]["chances"] or tally["short"]:
             continue
         for metric in METRICS if tally["ulps"] else METRICS[:1]:
             found.setdefault(item["kernel"], {})[f"{item['property']}.{item['dtype']}.{metric}"] = rounded(tally["total"][metric])
@@ -79,7 +79,8 @@ def hold(
     if ratchet.state == "absent":
         return ratchet
     files = {file_of(item["kernel"]) for item in items}
-    figures, silent = measured(items), {_of(item) for item in items if item["outcome"] == "skipped" and item["tally"]["examples"]}
+    refused = [item for item in items if item["outcome"] == "skipped" and item["tally"]["examples"] and not item["tally"]["short"]]
+    figures, silent = measured(items), {_of(item) for item in refused}
     homes = {item["kernel"]: {TARGET: item["target"]} if item.get("target") else {} for item in items}
     for kernel in sorted({item["kernel"] for item in items}):
         now = figures.get(kernel, {})

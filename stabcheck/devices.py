@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -94,30 +94,51 @@ def prepare(choice: str) -> str:
 
 @contextmanager
 def alone(device: Device) -> Iterator[None]:
-    """On a GPU, one process of this user at a time: for trials that need much of its memory. Nothing is left in torch's cache."""
+    """On a GPU, one process of this user at a time: for trials that need much of its memory. Torch's cache is empty before and after."""
     import torch
 
     if not device.is_gpu:
         yield
         return
     name = f"stabcheck-{os.getuid()}-{torch.cuda.get_device_properties(device.name).uuid}.lock"
-    with open(Path(tempfile.gettempdir(), name), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed, also by a process that dies
+    with open(Path(tempfile.gettempdir(), name), "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # a process that dies gives it back
+        _empty_cache()
         try:
             yield
         finally:
-            torch.cuda.empty_cache()
+            _empty_cache()
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def give_back(device: Device) -> None:
+    """What torch's cache holds beyond a GiB goes back to the GPU, which other workers may share."""
+    import torch
+
+    if device.is_gpu and torch.cuda.memory_reserved(device.name) > 1 << 30:
+        _empty_cache()
+
+
+def _empty_cache() -> None:
+    import torch
+
+    with suppress(RuntimeError):  # the context is lost after a crash, which must be told
+        torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch, Triton, the driver or a library says that device memory ran out; shared memory is another matter."""
+    return "out of memory" in str(error) or "ALLOC_FAILED" in str(error)
 
 
 def crowded(device: Device) -> bool:
-    """Whether less than half of a GPU's memory can be had: that an allocation fails then says nothing about a kernel."""
+    """Whether others hold more than half of a GPU's memory: that an allocation fails then says nothing about a kernel."""
     import torch
 
     if not device.is_gpu:
         return False
-    torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device.name)
-    return free < total / 2
+    return total - free - torch.cuda.memory_reserved(device.name) > total / 2
 
 
 @lru_cache(maxsize=8)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import seed as seeded
 
+from stabcheck.devices import give_back
 from stabcheck.findings import Broken, Finding
 from stabcheck.laws import Law
 from stabcheck.operations import operation
@@ -55,6 +56,8 @@ class LawItem(Outcomes, pytest.Function):  # type: ignore[misc]  # pytest's own 
             self.found = [self.settle(f) for f in found]
             if foreign:
                 raise
+        finally:
+            give_back(self.trial.device)
         self.found += [self.settle(f) for f in self.trial.aside.values()]
 
     def settle(self, finding: Finding) -> Finding:
@@ -63,9 +66,9 @@ class LawItem(Outcomes, pytest.Function):  # type: ignore[misc]  # pytest's own 
         if self.trial.lost:
             return save(finding, kernel, report_dir)
         save(finding, kernel, report_dir)
-        again = [self.trial.examine(finding.recipe).ok for _ in range(RERUNS)]
-        if any(again):
-            detail = f"{finding.kind} at first, right in {sum(again)} of {RERUNS} runs of the same input"
+        again = [self.trial.examine(finding.recipe) for _ in range(RERUNS)]
+        if right := sum(outcome.ok and not outcome.refusal for outcome in again):
+            detail = f"{finding.kind} at first, right in {right} of {RERUNS} runs of the same input"
             finding = finding.with_(witness=finding.witness.as_kind("not deterministic"), detail=detail)
         elif not self.trial.law.once:  # whose input is fixed
             finding = self.shrunk(finding)

@@ -100,7 +100,7 @@ class Outcomes:
         links = {"reason": ", ".join(dict.fromkeys(entry.issue for entry in known))}
         if kinds and set(kinds) <= {entry.kind for entry in known}:
             return {"outcome": "known"} | links
-        passed = not kinds and not self.corpus and tally["total"]["compared"] > 0
+        passed = not kinds and not self.corpus and tally["total"]["compared"] > 0 and not tally["short"]
         return {"outcome": "unexpected pass"} | links if known and passed else {}
 
     def conclude(self, results: dict[str, Any]) -> None:
@@ -117,8 +117,10 @@ class Outcomes:
             pytest.fail("\n".join(told), pytrace=False)
         tally = results["tally"]
         if tally["examples"] and not tally["total"]["compared"]:
-            why = f"every input was refused, at first with: {tally['refusal']}" if tally["unsupported"] else "no element could be compared"
-            pytest.skip(f"compared nothing in {tally['examples']} examples: {why}")
+            why = f"every input was refused, at first with: {tally['refusal']}" if tally["refusal"] else "no element could be compared"
+            pytest.skip(f"compared nothing: {why}")
+        if self.corpus and tally["short"]:
+            pytest.skip(tally["refusal"])
 
     def repr_failure(self, excinfo: Any) -> Any:
         """The finding's text, or wrong use, stands for itself; a traceback through the engine would hide it."""

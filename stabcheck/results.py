@@ -106,6 +106,7 @@ def _load(path: Path) -> Report:
         item.setdefault("corpus", "")
         for part in ("ulps", "by_vocab", "by_magnitude"):
             item["tally"].setdefault(part, {})
+        item["tally"].setdefault("short", 0)
     return report  # type: ignore[no-any-return]
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from stabcheck.cases import CROWDED, Case, KernelFault
-from stabcheck.devices import Device, alone, crowded, seconds
-from stabcheck.errors import UnsupportedInput
+from stabcheck.cases import Case, KernelFault
+from stabcheck.devices import Device, alone, crowded, out_of_memory, seconds
+from stabcheck.errors import ShortOfMemory, UnsupportedInput
 from stabcheck.findings import Broken, Finding, broken
 from stabcheck.laws import Law
 from stabcheck.recipe import Recipe
@@ -23,6 +23,7 @@ from stabcheck.watchdog import Hung, watched
 
 NO_NUMBER = float("nan")
 LOST_DEVICE = "CUDA error"
+CROWDED = "the memory that others left of the device did not suffice; give it fewer workers (-n), or a larger GPU"
 SHRINK_SECONDS = {True: 4.0, False: 6.0}  # by "on a GPU": how long Hypothesis may shrink a recipe
 
 
@@ -34,8 +35,9 @@ class Tally:
     rows: int = 0
     elements: int = 0
     vacuous: int = 0  # examples in which nothing was compared
-    unsupported: int = 0  # examples the kernel refused, or for which there was no memory
-    refusal: str = ""  # why, the first time
+    unsupported: int = 0  # examples the kernel refused
+    short: int = 0  # examples for which others had left too little device memory
+    refusal: str = ""  # why, the first time that either happened
     killed_at: int = 0  # the number of the first example that failed
     total: Summary = field(default_factory=Summary)
     regimes: Counter[str] = field(default_factory=Counter)
@@ -45,7 +47,8 @@ class Tally:
     def count(self, recipe: Recipe, outcome: Outcome) -> None:
         """Add one examined recipe."""
         self.examples += 1
-        self.unsupported += bool(outcome.refusal)
+        self.unsupported += bool(outcome.refusal) and not outcome.short
+        self.short += outcome.short
         self.refusal = self.refusal or outcome.refusal
         if outcome.refusal and not outcome.total.compared:
             return  # refused: not exercised
@@ -76,7 +79,8 @@ class Outcome:
     total: Summary = field(default_factory=Summary)
     failed: Comparison | None = None
     fault: KernelFault | None = None
-    refusal: str = ""  # of an unsupported input: why
+    refusal: str = ""  # why the case was not, or not wholly, examined
+    short: bool = False  # for lack of memory
 
     @property
     def ok(self) -> bool:
@@ -149,27 +153,33 @@ class Trial:
 
     def _examine(self, case: Case) -> Outcome:
         comparisons: list[Comparison] = []
-        refusal = ""
+        refusal, short = "", False
         try:
             try:
                 for comparison in self.law.comparisons(case):
                     comparisons.append(comparison)
-            except UnsupportedInput as error:
-                refusal = str(error) or type(error).__name__  # what was compared before the refusal still counts
+            except UnsupportedInput as error:  # what was compared before the refusal still counts
+                refusal, short = str(error) or type(error).__name__, isinstance(error, ShortOfMemory)
+            except Exception as error:
+                if not self._for_lack_of_memory(error):
+                    raise
+                refusal, short = CROWDED, True
             summaries = summarise(comparisons)
         except KernelFault as fault:
-            return Outcome(fault=fault)
-        except torch.OutOfMemoryError:  # on the way to the kernel, or behind it
-            if not crowded(self.device):
-                raise
-            return Outcome(refusal=CROWDED)
+            return Outcome(fault=KernelFault(fault.kind, fault.detail))  # without the frames of the run, which hold its tensors
         except RuntimeError as error:  # a launch fails when its result is waited for
+            if self._for_lack_of_memory(error):
+                return Outcome(refusal=CROWDED, short=True)
             if LOST_DEVICE not in str(error):
                 raise
             self.lost = True
             return Outcome(fault=KernelFault("crash", f"{LOST_DEVICE}: {str(error).strip().splitlines()[0]}"))
         failed = next((c for c, s in zip(comparisons, summaries, strict=True) if s.failed), None)
-        return Outcome(sum(summaries, Summary()), failed, refusal=refusal)
+        return Outcome(sum(summaries, Summary()), failed, refusal=refusal, short=short)
+
+    def _for_lack_of_memory(self, error: Exception) -> bool:
+        """Whether it was not the kernel that asked for too much: others hold most of the memory, or the law itself takes as much."""
+        return out_of_memory(error) and (self.law.big or crowded(self.device))
 
     def finding(self, recipe: Recipe, outcome: Outcome) -> Finding:
         """Describe a failed outcome."""

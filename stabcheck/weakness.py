@@ -35,7 +35,12 @@ def _interpreter(items: Items) -> Iterator[str]:
 
 
 def _empty(items: Items) -> Iterator[str]:
-    for name, text in (("vacuous", "examples compared nothing"), ("unsupported", "examples were refused as unsupported")):
+    told = {
+        "vacuous": "examples compared nothing",
+        "unsupported": "examples were refused as unsupported",
+        "short": "examples found too little device memory",
+    }
+    for name, text in told.items():
         if count := sum(item["tally"][name] for item in items):
             yield f"{count} {text} ({', '.join(Counter(item['property'] for item in items if item['tally'][name]))})"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers fill the cores
 
+import numpy.fft  # noqa: F401  # a nested session forgets what it imported first, and this cannot be imported twice
 import pytest
 import torch
 

@@ -64,7 +64,15 @@ def item(
         "draws": 0,
         "chances": 0,
     }
-    counted = {"examples": 50 * ran, "rows": 2000 * ran, "elements": 3_000_000 * ran, "vacuous": 0, "unsupported": 0, "killed_at": 0}
+    counted = {
+        "examples": 50 * ran,
+        "rows": 2000 * ran,
+        "elements": 3_000_000 * ran,
+        "vacuous": 0,
+        "unsupported": 0,
+        "short": 0,
+        "killed_at": 0,
+    }
     operation, _, name = kernel.removesuffix("]").partition("[")
     return {
         "test": f"test_{property}.py::test_{property}[{operation}-{name}-{dtype}]",

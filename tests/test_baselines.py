@@ -114,6 +114,25 @@ def test_each_change_is_in_the_list_made_for_it(baselines, was, collected, expec
     assert lists(hold([measure(0.5, 1.0)], collected, baselines(was), "sm_90")) == expected
 
 
+REFUSED = {"outcome": "skipped", "examples": 1, "total": {"compared": 0}}
+
+
+@pytest.mark.parametrize(
+    "one", [measure(0.1, 0.1, short=3), measure(0.9, 9.0, short=3), measure(short=1, **REFUSED)], ids=["1", "2", "all"]
+)
+@pytest.mark.parametrize("update", ["", "better", "all"])
+def test_a_trial_that_was_short_of_memory_changes_nothing(baselines, one, update):
+    folder = baselines({USE: 0.5, ULP: 1.0})
+    ratchet = hold([one], {TRIAL}, folder, "sm_90", update)
+    assert (lists(ratchet), ratchet.removed) == ({}, [])
+    assert {USE: 0.5, ULP: 1.0}.items() <= kept(folder).items()
+
+
+def test_a_trial_that_its_kernel_refused_leaves_its_baselines_behind(baselines):
+    told = lists(hold([measure(unsupported=1, **REFUSED)], {TRIAL}, baselines({USE: 0.5}), "sm_90"))
+    assert told == {"stale": [f"{KERNEL} {USE}"]}
+
+
 def test_noise_below_the_second_digit_is_no_change(baselines):
     folder = baselines({USE: 0.5, ULP: 1.0})
     assert lists(hold([measure(0.49001, 0.99999)], {TRIAL}, folder, "sm_90")) == {}

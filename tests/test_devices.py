@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stabcheck.devices import GPU, INTERPRETER, Device, alone, crowded, describe, prepare, versions
+from stabcheck.devices import GPU, INTERPRETER, Device, alone, crowded, describe, give_back, out_of_memory, prepare, versions
 from stabcheck.errors import UsageError
 from stabcheck.profiles import EXAMPLES, settings_for
 
@@ -77,10 +77,11 @@ def test_a_laws_weight_multiplies_the_examples(weight, examples):
 @pytest.fixture
 def one_gpu(monkeypatch, tmp_path):
     """A GPU of 80 bytes, of which one_gpu.free are free; what is called is listed."""
-    state = SimpleNamespace(free=80, calls=[])
+    state = SimpleNamespace(free=80, reserved=0, calls=[])
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda name: SimpleNamespace(uuid="a1"))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: state.calls.append("empty"))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda name: state.reserved)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda name: (state.free, 80))
     state.device, state.locked = Device("cuda", "H", "sm_90", GPU), lambda: _locked(tmp_path)
     return state
@@ -98,9 +99,9 @@ def _locked(folder):
 
 def test_a_trial_that_needs_the_memory_keeps_others_out_and_leaves_nothing_in_the_cache(one_gpu):
     with pytest.raises(ZeroDivisionError), alone(one_gpu.device):
-        assert one_gpu.locked() and not one_gpu.calls
+        assert one_gpu.locked() and one_gpu.calls == ["empty"]
         _ = 1 / 0
-    assert not one_gpu.locked() and one_gpu.calls == ["empty"]
+    assert not one_gpu.locked() and one_gpu.calls == ["empty"] * 2
 
 
 def test_the_cpu_has_no_lock(one_gpu, tmp_path):
@@ -108,11 +109,44 @@ def test_the_cpu_has_no_lock(one_gpu, tmp_path):
         assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("free", "told"), [(39, True), (40, False), (80, False)])
-def test_a_gpu_is_crowded_when_less_than_half_is_free_once_the_cache_is_given_back(one_gpu, free, told):
-    one_gpu.free = free
+@pytest.mark.parametrize(("free", "own", "told"), [(39, 0, True), (40, 0, False), (80, 0, False), (20, 20, False), (20, 19, True)])
+def test_a_gpu_is_crowded_when_others_hold_more_than_half(one_gpu, free, own, told):
+    one_gpu.free, one_gpu.reserved = free, own
     assert crowded(one_gpu.device) is told
-    assert one_gpu.calls == ["empty"]
+
+
+@pytest.mark.parametrize("where", ["beside a trial that needs the memory", "after any trial"])
+def test_a_lost_context_does_not_take_the_finding_with_it(one_gpu, monkeypatch, where):
+    def lost():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lost)
+    one_gpu.reserved = 1 << 31
+    with pytest.raises(ZeroDivisionError), alone(one_gpu.device):
+        give_back(one_gpu.device)
+        _ = 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("CUDA out of memory. Tried to allocate 53.00 GiB", True),
+        ("Triton Error [CUDA]: out of memory", True),
+        ("CUDA error: out of memory", True),
+        ("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate", True),
+        ("out of resource: shared memory, Required: 300000", False),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_who_says_that_memory_ran_out(text, told):
+    assert out_of_memory(RuntimeError(text)) is told
+
+
+@pytest.mark.parametrize(("reserved", "called"), [(1 << 30, []), ((1 << 30) + 1, ["empty"])])
+def test_a_large_cache_is_given_back_to_the_other_workers(one_gpu, reserved, called):
+    one_gpu.reserved = reserved
+    give_back(one_gpu.device)
+    assert one_gpu.calls == called
 
 
 def test_the_cpu_is_never_crowded():

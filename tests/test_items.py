@@ -111,7 +111,7 @@ def test_a_kernel_that_refuses_everything_is_no_pass(project):
     ran = project(suite("def kernel(x, t):\n    raise stabcheck.UnsupportedInput('not today')", ', properties=["accuracy"]'))
     ran.assert_outcomes(skipped=1)
     ran.stdout.fnmatch_lines(
-        ["*examples were refused as unsupported*", "*compared nothing in * examples: every input was refused, at first*", "*not today*"]
+        ["*examples were refused as unsupported*", "*compared nothing: every input was refused, at first*", "*today: accuracy*"]
     )
     ran.stdout.fnmatch_lines(["nothing was tested on*"])
 
@@ -185,3 +185,10 @@ def kernel(x, t):
     return e / e.cumsum(-1)[:, -1:]
 """
     project(suite(one_by_one, ', properties=["accuracy", "normalisation"]')).assert_outcomes(passed=2)
+
+
+def test_each_trial_gives_its_memory_back(project, monkeypatch):
+    devices = []
+    monkeypatch.setattr("stabcheck.items.give_back", devices.append)
+    project(suite("kernel = right", ', properties=["accuracy", "finiteness"]')).assert_outcomes(passed=2)
+    assert [device.name for device in devices] == ["cpu", "cpu"]

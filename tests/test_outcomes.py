@@ -191,8 +191,10 @@ def test_a_finding_of_another_process_is_told_in_its_words(monkeypatch):
         ({"corpus": "aaaaaa"}, "passed", None),
         ({"tally": Tally(examples=3).data()}, "skipped", None),
         ({"tally": Tally(examples=3, unsupported=3).data()}, "skipped", None),
+        ({"tally": tally() | {"short": 1}}, "passed", None),
+        ({"corpus": "aaaaaa", "tally": tally() | {"short": 1, "refusal": "no memory"}}, "skipped", None),
     ],
-    ids=["held", "not run", "a reproducer", "compared nothing", "refused"],
+    ids=["held", "not run", "a reproducer", "compared nothing", "refused", "short of memory", "a reproducer short of memory"],
 )
 def test_only_a_trial_that_ran_and_compared_something_passes_unexpectedly(more, ended, outcome):
     (how, _), results = Item(known=["wrong"], **{"tally": tally()} | more).outcome()
@@ -204,7 +206,7 @@ def test_only_a_trial_that_ran_and_compared_something_passes_unexpectedly(more, 
 )
 def test_comparing_nothing_is_no_pass(unsupported, why):
     tally = Tally(examples=3, unsupported=unsupported, refusal="vocab 7" if unsupported else "").data()
-    assert Item(tally=tally).outcome()[0] == ("skipped", f"compared nothing in 3 examples: {why}")
+    assert Item(tally=tally).outcome()[0] == ("skipped", f"compared nothing: {why}")
 
 
 def test_a_finding_is_shown_without_a_traceback():

@@ -12,6 +12,7 @@ TALLY = {
     "elements": 3_000_000,
     "vacuous": 0,
     "unsupported": 0,
+    "short": 0,
     "killed_at": 0,
     "total": {"failed": 0, "compared": 100, "free": 0, "ill": 25, "utilisation": 0.5, "draws": 0, "chances": 0},
     "regimes": {"ties": 12345},

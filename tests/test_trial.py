@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from planted import CPU, LAWS, finding_of, five_percent_too_much, inf, kernel, r
 
 from stabcheck import UnsupportedInput
 from stabcheck.findings import Broken
+from stabcheck.items import LawItem
 from stabcheck.recipe import Layout
-from stabcheck.trial import Trial
+from stabcheck.trial import Outcome, Trial
 
 PLAIN = recipe([0.0, 1.0])
 
@@ -45,16 +47,53 @@ def out_of_memory(logits, temperature):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 53.00 GiB")
 
 
-@pytest.mark.parametrize("where", ["in the kernel", "in the engine"])
-def test_memory_that_others_hold_is_no_finding_and_is_counted(where, monkeypatch):
-    monkeypatch.setattr("stabcheck.cases.crowded", lambda device: True)
+@pytest.fixture
+def crowd(monkeypatch):
+    """Others hold most of the memory."""
     monkeypatch.setattr("stabcheck.trial.crowded", lambda device: True)
+
+
+@pytest.mark.parametrize("where", ["in the kernel", "in the engine"])
+def test_memory_that_others_hold_is_no_finding_and_is_counted(where, monkeypatch, crowd):
     examined = trial(out_of_memory if where == "in the kernel" else right)
     if where == "in the engine":
         monkeypatch.setattr("stabcheck.trial.summarise", lambda comparisons: out_of_memory(0, 0))
     examined(PLAIN)
-    assert (examined.tally.unsupported, examined.tally.total.compared) == (1, 0)
+    assert (examined.tally.short, examined.tally.unsupported, examined.tally.total.compared) == (1, 0, 0)
     assert "fewer workers" in examined.tally.refusal
+
+
+def test_what_was_wrong_before_the_memory_ran_out_is_a_finding(crowd):
+    def law(case):
+        yield case.same_bits(case.run(), {"probs": torch.full((1, 2), 7.0)})
+        out_of_memory(0, 0)
+
+    examined = trial(right)
+    examined.law = replace(examined.law, check=law)
+    with pytest.raises(Broken):
+        examined(PLAIN)
+
+
+def test_a_law_that_takes_the_memory_itself_is_short_of_it_too():
+    examined = trial(out_of_memory)
+    examined.law = replace(examined.law, big=True)
+    examined(PLAIN)
+    assert examined.tally.short == 1
+
+
+def test_runs_that_were_refused_do_not_make_a_finding_shaky(tmp_path):
+    examined = trial(five_percent_too_much)
+    found = examined.finding(PLAIN, examined.examine(PLAIN))
+    examined.examine = lambda recipe: Outcome(refusal="no memory", short=True)
+    item = SimpleNamespace(trial=examined, session_state=SimpleNamespace(report_dir=tmp_path), shrunk=lambda finding: finding)
+    assert LawItem.settle(item, found).kind == "wrong"
+    examined.examine = lambda recipe: Outcome()
+    assert LawItem.settle(item, found).kind == "not deterministic"
+
+
+def test_a_fault_holds_no_tensors():
+    fault = trial(raises).examine(PLAIN).fault
+    assert (fault.__traceback__, fault.__cause__, fault.__context__) == (None, None, None)
 
 
 def test_a_kernel_that_asks_for_more_than_an_empty_device_has_crashed():
