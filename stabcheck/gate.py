@@ -57,8 +57,7 @@ def run_gate(gate: Gate, more: Sequence[str], console: Console) -> int:
     kernels = load_targets(gate.targets, gate.operation or None)
     touched, left_out = split(kernels, gate.since, gate.ledger, gate.baselines, gate.corpus) if gate.since else (kernels, [])
     about: dict[str, Any] = {"scope": {"since": gate.since, "left_out": [kernel.id for kernel in left_out]}}
-    for name in ("results.json", *REPORTS):  # of an earlier run
-        (gate.report_dir / name).unlink(missing_ok=True)
+    _clear(gate.report_dir)
     path = gate.report_dir / "results.json"
     if not touched:
         return _finish(gate, document([], profile="gate") | about, HELD, console)
@@ -67,6 +66,16 @@ def run_gate(gate: Gate, more: Sequence[str], console: Console) -> int:
     if not path.is_file():
         return PYTEST_EXITS.get(status, COULD_NOT_RUN) or COULD_NOT_RUN
     return _finish(gate, load([path]) | about, PYTEST_EXITS.get(status, COULD_NOT_RUN), console)
+
+
+def _clear(directory: Path) -> None:
+    """Remove the reports of an earlier run, which must not be taken for this one's. Raises UsageError where that cannot be done."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in ("results.json", *REPORTS):
+            (directory / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {directory}: {error.strerror}; choose another directory with --report-dir") from error
 
 
 def _check(gate: Gate, more: Sequence[str]) -> None:

@@ -276,3 +276,8 @@ def test_neither_a_summary_that_cannot_be_written_nor_a_plain_locale_changes_the
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     code, shown = repository.gate(laws=["-k", "accuracy"], GITHUB_STEP_SUMMARY="/nowhere/step.md", **plain)
     assert (code, "could not be written" in shown, "gate: held" in shown) == (0, True, True), shown
+
+
+def test_a_place_for_reports_that_cannot_be_written_is_told_before_anything_runs(repository):
+    code, shown = repository.gate("--report-dir", "README.md/latest")
+    assert (code, "cannot write to README.md/latest: Not a directory; choose another" in " ".join(shown.split())) == (2, True), shown
