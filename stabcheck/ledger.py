@@ -7,6 +7,7 @@ property = "accuracy"
 dtype = "bf16"
 kind = "wrong"
 issue = "https://github.com/me/kernels/issues/12"
+arch = "sm_90"  # or "interpreter"; left away: on every architecture
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from stabcheck.registry import DTYPES
 from stabcheck.verdicts import KINDS
 
 FIELDS = ("kernel", "property", "dtype", "kind", "issue")
+ARCH = "arch"  # which an entry may have as well
 APART = ("crash", "hang")  # kinds that cost the process: such a trial runs in one of its own
 Trial = tuple[str, str, str]  # kernel, property, dtype
 
@@ -36,13 +38,18 @@ class Entry:
     dtype: str
     kind: str
     issue: str
+    arch: str = ""  # the architecture it speaks of; "" is every one
+
+    def on(self, arch: str) -> bool:
+        """Whether it speaks of an architecture."""
+        return self.arch in ("", arch)
 
     def trial(self) -> Trial:
         """What the entry speaks of."""
         return (self.kernel, self.property, self.dtype)
 
     def __str__(self) -> str:
-        return f"{self.property} · {self.kernel} · {self.dtype} · {self.kind}"
+        return " · ".join(filter(None, (self.property, self.kernel, self.dtype, self.kind, self.arch)))
 
 
 class Ledger:
@@ -51,9 +58,9 @@ class Ledger:
     def __init__(self, entries: Iterable[Entry] = (), file: str = "") -> None:
         self.entries, self.file = tuple(entries), file
 
-    def of(self, trial: Trial) -> list[Entry]:
-        """The known failures of a trial."""
-        return [entry for entry in self.entries if entry.trial() == trial]
+    def of(self, trial: Trial, arch: str) -> list[Entry]:
+        """The known failures of a trial on an architecture."""
+        return [entry for entry in self.entries if entry.trial() == trial and entry.on(arch)]
 
     def states(self, items: Iterable[dict[str, Any]], collected: Iterable[Trial] | None) -> list[dict[str, str]]:
         """Each entry with what the run says of it: known, unexpected pass, not run, not seen where the trial failed in another way, or
@@ -69,7 +76,8 @@ class Ledger:
 def _state(entry: Entry, items: list[dict[str, Any]], collected: set[Trial] | None) -> str:
     if collected is not None and entry.trial() not in collected:
         return "stale"
-    mine = [item for item in items if (item["kernel"], item["property"], item["dtype"]) == entry.trial() and not item.get("corpus")]
+    here = [item for item in items if entry.on(item["arch"]) and not item.get("corpus")]
+    mine = [item for item in here if (item["kernel"], item["property"], item["dtype"]) == entry.trial()]
     if any(finding["kind"] == entry.kind for item in mine for finding in item["findings"]):
         return "known"
     if any(item["outcome"] in ("passed", "unexpected pass") for item in mine):
@@ -83,8 +91,8 @@ def advice(states: Iterable[dict[str, str]]) -> list[str]:
         "unexpected pass": "unexpected pass: {0} holds now; close {issue} and remove its entry from the ledger",
         "stale": "stale entry: no trial is {0}; mend or remove the entry of {issue} in the ledger",
     }
-    told = [(cures[raw["state"]], Entry(**{name: raw[name] for name in FIELDS})) for raw in states if raw["state"] in cures]
-    return [text.format(entry, issue=entry.issue) for text, entry in told]
+    entries = [(raw["state"], Entry(**{name: value for name, value in raw.items() if name != "state"})) for raw in states]
+    return [cures[state].format(entry, issue=entry.issue) for state, entry in entries if state in cures]
 
 
 def load(path: Path) -> Ledger:
@@ -105,17 +113,22 @@ def load(path: Path) -> Ledger:
     if unknown or not isinstance(data.get("known", []), list):
         raise UsageError(f"{path} has {unknown[0] if unknown else 'known'!r}; it holds [[known]] entries and nothing else")
     entries = [_entry(path, number, raw) for number, raw in enumerate(data.get("known", []), 1)]
-    if twice := [entry for i, entry in enumerate(entries) if (entry.trial(), entry.kind) in {(e.trial(), e.kind) for e in entries[:i]}]:
+    if twice := [entry for i, entry in enumerate(entries) if any(_same(entry, other) for other in entries[:i])]:
         raise UsageError(f"{path} has two entries for {twice[0]}; keep one")
     return Ledger(entries, str(path))
+
+
+def _same(one: Entry, other: Entry) -> bool:
+    """Whether two entries speak of one failure on one architecture."""
+    return (one.trial(), one.kind) == (other.trial(), other.kind) and (one.on(other.arch) or other.on(one.arch))
 
 
 def _entry(path: Path, number: int, raw: Any) -> Entry:
     what = f"{path}, entry {number}"
     if not isinstance(raw, dict) or not all(isinstance(value, str) for value in raw.values()):
         raise UsageError(f"{what} is {raw!r}; give {', '.join(FIELDS)}, each a text")
-    if unknown := [key for key in raw if key not in FIELDS]:
-        raise UsageError(f"{what} has {unknown[0]!r}; an entry has {', '.join(FIELDS)}")
+    if unknown := [key for key in raw if key not in (*FIELDS, ARCH)]:
+        raise UsageError(f"{what} has {unknown[0]!r}; an entry has {', '.join(FIELDS)}, and may have {ARCH}")
     if not raw.get("issue"):
         known = f" ({raw.get('property')} · {raw.get('kernel')})" if "kernel" in raw else ""
         raise UsageError(f'{what}{known} has no link to an issue; a known failure needs one: issue = "https://…"')
@@ -126,4 +139,6 @@ def _entry(path: Path, number: int, raw: Any) -> Entry:
     for name, allowed in (("kind", KINDS), ("dtype", DTYPES)):
         if raw[name] not in allowed:
             raise UsageError(f"{what} has {name} = {raw[name]!r}; use one of {', '.join(allowed)}")
+    if ARCH in raw and not re.fullmatch(r"sm_\d+|interpreter", raw[ARCH]):
+        raise UsageError(f"{what} has {ARCH} = {raw[ARCH]!r}; use the one a run names behind its device, such as sm_90, or interpreter")
     return Entry(**raw)

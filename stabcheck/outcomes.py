@@ -79,7 +79,8 @@ class Outcomes:
     @property
     def known(self) -> list[Entry]:
         """What the ledger knows of this trial."""
-        return self.session_state.ledger.of((self.identity["kernel"], self.identity["property"], self.identity["dtype"]))
+        trial = (self.identity["kernel"], self.identity["property"], self.identity["dtype"])
+        return self.session_state.ledger.of(trial, self.session_state.device.arch)
 
     def results(self) -> dict[str, Any]:
         """JSON-able results of the item; `outcome` only where the ledger decides it."""

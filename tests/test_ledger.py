@@ -54,6 +54,9 @@ def ledger(tmp_path):
         (toml(without(issue="see https://example.com/12")), "gives issue = 'see https://example.com/12', which is no link"),
         (toml(without(issue="https://example.com/12 and more")), "which is no link"),
         (toml(GOOD | {"reason": "slow"}), "entry 1 has 'reason'; an entry has kernel, property, dtype, kind, issue"),
+        (toml(without(arch="hopper")), "entry 1 has arch = 'hopper'; use the one a run names behind its device, such as sm_90"),
+        (toml(GOOD, without(arch="sm_90")), "two entries for accuracy · temperature_softmax[online] · bf16 · wrong · sm_90; keep one"),
+        (toml(without(arch="sm_90"), GOOD), "two entries for accuracy"),
         (toml(without("kernel")), "entry 1 lacks 'kernel'; copy it from the finding's first line"),
         (toml(without("kind")), "entry 1 lacks 'kind'"),
         (toml(without(kind="inaccurate")), "entry 1 has kind = 'inaccurate'; use one of non-finite, wrong, unstable,"),
@@ -85,15 +88,31 @@ def test_a_folder_is_no_ledger(tmp_path):
 
 def test_entries_are_found_by_their_trial(ledger):
     known = ledger(toml(GOOD, without(kind="crash"), without(dtype="fp32")))
-    assert [entry.kind for entry in known.of((GOOD["kernel"], "accuracy", "bf16"))] == ["wrong", "crash"]
-    assert known.of((GOOD["kernel"], "accuracy", "fp16")) == []
+    assert [entry.kind for entry in known.of((GOOD["kernel"], "accuracy", "bf16"), "sm_90")] == ["wrong", "crash"]
+    assert known.of((GOOD["kernel"], "accuracy", "fp16"), "sm_90") == []
+
+
+def test_an_entry_of_one_architecture_speaks_of_no_other(ledger):
+    known = ledger(toml(without(arch="sm_90"), without(arch="interpreter", kind="crash"), without(kind="hang")))
+    kinds = {arch: [entry.kind for entry in known.of(TRIAL, arch)] for arch in ("sm_90", "interpreter", "sm_80")}
+    assert kinds == {"sm_90": ["wrong", "hang"], "interpreter": ["crash", "hang"], "sm_80": ["hang"]}
+
+
+@pytest.mark.parametrize(("arch", "state"), [("", "unexpected pass"), ("sm_90", "unexpected pass"), ("interpreter", "not run")])
+def test_a_pass_on_another_architecture_is_none_of_the_entrys(arch, state):
+    (told,) = Ledger([Entry(**GOOD, arch=arch)]).states([run()], {TRIAL})
+    assert told == GOOD | {"arch": arch, "state": state}
 
 
 # ---- what a run says of an entry
 
 
 def run(outcome="passed", kinds=(), **more):
-    return {name: GOOD[name] for name in FIELDS[:3]} | {"outcome": outcome, "findings": [{"kind": kind} for kind in kinds]} | more
+    return (
+        {name: GOOD[name] for name in FIELDS[:3]}
+        | {"arch": "sm_90", "outcome": outcome, "findings": [{"kind": kind} for kind in kinds]}
+        | more
+    )
 
 
 TRIAL = Entry(**GOOD).trial()
@@ -118,7 +137,7 @@ TRIAL = Entry(**GOOD).trial()
     ],
 )
 def test_the_state_of_an_entry(items, collected, state):
-    assert Ledger([Entry(**GOOD)]).states(items, collected) == [GOOD | {"state": state}]
+    assert Ledger([Entry(**GOOD)]).states(items, collected) == [GOOD | {"arch": "", "state": state}]
 
 
 def test_only_what_no_longer_holds_asks_for_something():
@@ -155,7 +174,7 @@ OPTIONS = ["--pyargs", "--import-mode=importlib", "--stabcheck-kernels=kernels_k
 
 @pytest.fixture
 def session(project, pytester, monkeypatch):
-    """session(entries, *options): (pytest's results, results.json) of kernels under a ledger; each entry is (kernel, property, kind)."""
+    """session(entries, …): (pytest's results, results.json) under a ledger; an entry is (kernel, property, kind[, arch])."""
     pytester.makepyfile(kernels_known=KERNELS)
     monkeypatch.syspath_prepend(pytester.path)
     assert LAWS  # imported here, or nested sessions would import scipy anew
@@ -168,8 +187,9 @@ def session(project, pytester, monkeypatch):
                 "dtype": "fp32",
                 "kind": kind,
                 "issue": f"https://example.com/{n}",
+                **({"arch": arch[0]} if arch else {}),
             }
-            for n, (kernel, name, kind) in enumerate(entries)
+            for n, (kernel, name, kind, *arch) in enumerate(entries)
         ]
         (pytester.path / "stabcheck-ledger.toml").write_text(toml(*known))
         ran = project("", suites, *OPTIONS, "-k", selected, seed="")
@@ -190,6 +210,12 @@ def test_a_known_failure_runs_and_does_not_fail_the_session(session):
     (known,) = [item for item in report["items"] if item["outcome"] == "known"]
     assert known["reason"] == "https://example.com/0" and known["findings"][0]["kind"] == "wrong" and known["tally"]["examples"]
     assert "held on" in ran.stdout.str() and "1 known to fail" in ran.stdout.str()
+
+
+@pytest.mark.parametrize(("arch", "ended"), [("interpreter", (0, ["known"])), ("sm_90", (1, ["not run"]))])
+def test_a_failure_known_on_a_gpu_is_not_known_through_the_interpreter(session, arch, ended):
+    ran, report = session([("wrong", "normalisation", "wrong", arch)], selected="normalisation and wrong")
+    assert (ran.ret, states(report)) == ended
 
 
 def test_another_kind_of_failure_of_the_same_trial_still_fails(session):
