@@ -52,7 +52,8 @@ def measured(items: Iterable[dict[str, Any]]) -> dict[str, Metrics]:
     found: dict[str, Metrics] = {}
     for item in items:
         tally = item["tally"]
-        if item["outcome"] != "passed" or item["corpus"] or not tally["total"]["compared"] or tally["total"]["chances"] or tally["short"]:
+        held = item["outcome"] == "passed" and not item["corpus"]
+        if not held or not tally["total"]["compared"] or tally["total"]["chances"] or tally["short"]:
             continue
         for metric in METRICS if tally["ulps"] else METRICS[:1]:
             found.setdefault(item["kernel"], {})[f"{item['property']}.{item['dtype']}.{metric}"] = rounded(tally["total"][metric])

@@ -117,11 +117,7 @@ def run_beyond_int32(case: Case) -> tuple[Results, torch.Tensor, torch.Tensor]:
     vocab = source.logits.shape[1]
     few = "verifies" in case.operation.traits
     rows, stride = (WITNESSES, INT32_REACH // (WITNESSES - 1)) if few else (INT32_REACH // vocab + WITNESSES, vocab)
-    own, span = source.logits.element_size(), (rows - 1) * stride + vocab
-    wide = [own if o.dtype == "input" else case.contract.output.bits // 8 for o in case.operation.outputs if o.per == "element"]
-    wide += [4, 4] if few else []  # the probabilities of target and draft
-    needed = (span + INT32_REACH * 2) * (own + sum(wide)) + span * max(wide, default=0)  # and what a guarded buffer takes the place of
-    needed += INT32_REACH * 2  # to look at the margins
+    needed = _memory_beyond_int32(case, (rows - 1) * stride + vocab, [4, 4] if few else [])  # the probabilities of target and draft
     if needed > torch.cuda.mem_get_info(source.logits.device)[0]:
         raise ShortOfMemory(f"64-bit offsets need {needed / 2**30:.0f} GiB of free device memory; run them on a larger GPU")
     logits = guard((rows, vocab), (stride, 1), source.logits.dtype, source.logits.device, INT32_REACH)
@@ -132,6 +128,14 @@ def run_beyond_int32(case: Case) -> tuple[Results, torch.Tensor, torch.Tensor]:
     differs = torch.stack([_differs_from_first(values) for values in results.values()]).any(0)[:, None]
     stray = torch.stack([_margins_written(b) for b in (logits, *allocations.made)])
     return of_rows(results, [0, rows // 2, rows - 1]), differs, stray
+
+
+def _memory_beyond_int32(case: Case, span: int, made: list[int]) -> int:
+    """Bytes: of the logits and of each large buffer `span` elements between margins, `made` by element size besides the outputs; of the
+    largest those once more, whose place its guarded copy takes; and room to look at margins."""
+    own = case.batch.logits.element_size()
+    wide = [own if o.dtype == "input" else case.contract.output.bits // 8 for o in case.operation.outputs if o.per == "element"] + made
+    return (span + INT32_REACH * 2) * (own + sum(wide)) + span * max(wide, default=0) + INT32_REACH * 2
 
 
 def run_with_bad_target(case: Case, bad: int) -> list[Comparison]:

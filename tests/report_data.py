@@ -201,3 +201,7 @@ def bench(operation="softmax", points=6) -> dict[str, Any]:
         )
     about = {"operation": operation, "device": "NVIDIA H200", "arch": "sm_90", "floor": "each byte once", "copy_tb_per_s": 4.2}
     return about | {"command": f"stabcheck bench {operation} --out reports/bench", "points": lines}
+
+
+BENCHES = [bench(name) for name in ("softmax", "logsumexp", "sample")]
+ATTACK = "<script>alert(1)</script>"

@@ -14,19 +14,13 @@ from pathlib import Path
 
 import pytest
 import report_data as data
+from report_data import ATTACK, BENCHES
 
 from stabcheck.markdown import markdown
 from stabcheck.results import counts, judgement
 from stabcheck.weakness import weak
 
-pytest.importorskip("jinja2", reason="the page needs the extra `report`")
-matplotlib = pytest.importorskip("matplotlib", reason="the page needs the extra `report`")
-
-html = pytest.importorskip("stabcheck.html").html
-
-HOME = Path(__file__).parents[1]
-BENCHES = [data.bench(name) for name in ("softmax", "logsumexp", "sample")]
-ATTACK = "<script>alert(1)</script>"
+html = pytest.importorskip("stabcheck.html", reason="the page needs the extra `report`: jinja2 and matplotlib").html
 
 
 class Page(HTMLParser):
@@ -200,11 +194,13 @@ def test_how_to_make_it_again_is_told():
 
 def test_the_same_results_give_the_same_bytes_in_any_process_and_with_any_settings():
     here = hashlib.sha256(html(data.everything(), BENCHES).encode()).hexdigest()
+    import matplotlib
+
     with matplotlib.rc_context({"font.size": 30, "axes.grid": True, "svg.hashsalt": None, "lines.linewidth": 9}):
         assert hashlib.sha256(html(data.everything(), BENCHES).encode()).hexdigest() == here
     program = "import hashlib, report_data as d; from stabcheck.html import html; names = ('softmax', 'logsumexp', 'sample'); "
     program += "print(hashlib.sha256(html(d.everything(), [d.bench(n) for n in names]).encode()).hexdigest())"
-    environment = os.environ | {"PYTHONPATH": str(HOME / "tests"), "PYTHONHASHSEED": "12345"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTHONHASHSEED": "12345"}
     assert subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True).stdout.strip() == here
 
 

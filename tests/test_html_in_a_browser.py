@@ -16,15 +16,9 @@ from pathlib import Path
 
 import pytest
 import report_data as data
+from report_data import ATTACK, BENCHES
 
-pytest.importorskip("jinja2", reason="the page needs the extra `report`")
-matplotlib = pytest.importorskip("matplotlib", reason="the page needs the extra `report`")
-
-html = pytest.importorskip("stabcheck.html").html
-
-HOME = Path(__file__).parents[1]
-BENCHES = [data.bench(name) for name in ("softmax", "logsumexp", "sample")]
-ATTACK = "<script>alert(1)</script>"
+html = pytest.importorskip("stabcheck.html", reason="the page needs the extra `report`: jinja2 and matplotlib").html
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

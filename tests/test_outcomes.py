@@ -72,8 +72,8 @@ def run(at_home, pytester, monkeypatch):
     return go
 
 
-def agree(raw, suite, ran):
-    """Whether JSON, JUnit and the terminal tell the same of each trial."""
+def assert_they_agree(raw, suite, ran):
+    """JSON, JUnit and the terminal tell the same of each trial."""
     report = json.loads(raw)
     n = counts(report)
     assert n == {"trials": 10, "held": 1, "broken": 1, "errors": 1, "known": 1, "unexpected": 1, "not_run": 5, "findings": 1}
@@ -93,14 +93,14 @@ def agree(raw, suite, ran):
 
 
 def test_junit_json_and_the_terminal_agree_on_every_count(run):
-    agree(*run("-p", "no:xdist"))
+    assert_they_agree(*run("-p", "no:xdist"))
 
 
 def test_in_two_processes_everything_is_the_same(run):
     """Bytes of the results, states of the ledger's entries and counts."""
     pytest.importorskip("xdist")
     alone, two = run("-p", "no:xdist"), run("-n", "2")
-    agree(*two)
+    assert_they_agree(*two)
     assert two[0] == alone[0]
     states = {entry["kernel"]: entry["state"] for entry in json.loads(two[0])["ledger"]}
     assert [states[f"temperature_softmax[{name}]"] for name in ("known", "unexpected", "gone")] == ["known", "unexpected pass", "stale"]
