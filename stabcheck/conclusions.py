@@ -43,7 +43,7 @@ def conclude(
 
 def write_all(report: Report, results: Sequence[dict[str, Any]], directory: Path) -> list[str]:
     """Write results.json, durations.json and summary.md; the lines to show in the terminal."""
-    shown = [header(report["items"][0]["device"], report["profile"]), *lines(report)]
+    shown = [*header(report["items"][0]["device"], report["profile"]), *lines(report)]
     try:
         return [*shown, f"results  {_write(report, results, shown, directory)}"]
     except OSError as error:

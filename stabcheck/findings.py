@@ -59,7 +59,7 @@ class Finding:
         if w.what:
             lines.append(f"  compared {w.what}")
         if self.detail:
-            lines.append(f"  cause    {self.detail}")
+            lines += _wrapped("  cause    ", self.detail)
         if not all(map(math.isnan, (w.got, w.expected, w.bound))):  # a fault has no numbers
             bound = "any finite value" if w.bound == ANY_FINITE else "" if math.isnan(w.bound) else f"bound {w.bound:.2g}"
             place = f"({w.row}, {w.column})" if w.column is not None else f"row {w.row}"
@@ -125,7 +125,8 @@ def broken(finding: Finding) -> Broken:
 
 
 def _wrapped(label: str, text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=label, subsequent_indent=" " * len(label))
+    indent = " " * len(label)
+    return textwrap.wrap(text, WIDTH, initial_indent=label, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
 
 
 def describe(recipe: Recipe) -> str:

@@ -179,7 +179,7 @@ class Plugin:
             return []
         from stabcheck.summary import header
 
-        return [header(str(self._session.device), self.profile)]
+        return header(str(self._session.device), self.profile)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         from stabcheck.results import read

@@ -154,10 +154,9 @@ def judgement(report: Report) -> tuple[int, str]:
     n, on = counts(report), " and ".join(sorted({item["device"] for item in report["items"]})) or "no device"
     ran = n["trials"] - n["not_run"]
     baselines, survived = report.get("baselines", {}), report.get("mutants", {}).get("survived", ())
-    interpreter = ", verdict of the interpreter" if all(item["arch"] == "interpreter" for item in report["items"]) else ""
     known = f", {n['known']} known to fail" if n["known"] else ""
     if n["findings"]:
-        return BROKEN, f"BROKEN on {on}: {_many(n['findings'], 'finding')} in {ran} trials: {', '.join(findings(report))}"
+        return BROKEN, f"BROKEN on {on}: {many(n['findings'], 'finding')} in {many(ran, 'trial')}: {', '.join(findings(report))}"
     session = report.get("session", {})
     if lost := session.get("lost"):
         return BROKEN, f"ERROR on {on}: {len(lost)} of {n['trials'] + len(lost)} trials never reported, such as {lost[0]}"
@@ -168,7 +167,7 @@ def judgement(report: Report) -> tuple[int, str]:
     if session.get("status") == 1 and not n["unexpected"]:
         return BROKEN, f"ERROR on {on}: something failed outside the {ran} trials that ran"
     if loosened := baselines.get("loosened"):
-        return BROKEN, f"LOOSENED on {on}: {_many(len(loosened), 'accuracy baseline')} got worse, within the bounds"
+        return BROKEN, f"LOOSENED on {on}: {many(len(loosened), 'accuracy baseline')} got worse, within the bounds"
     if survived:
         return COULD_NOT_RUN, f"NO VERDICT on {on}: the laws did not notice {', '.join(survived)}, broken on purpose"
     if not n["held"] and not n["known"] and not n["unexpected"]:
@@ -176,13 +175,14 @@ def judgement(report: Report) -> tuple[int, str]:
             return HELD, f"nothing to test: no kernel changed since {report['scope']['since']}"
         return COULD_NOT_RUN, f"nothing was tested on {on}"
     if stale := sum(entry["state"] in ("unexpected pass", "stale") for entry in report.get("ledger", ())) or n["unexpected"]:
-        return STALE, f"STALE on {on}: {_many(stale, 'entry', 'entries')} of the ledger no longer {'holds' if stale == 1 else 'hold'}"
+        return STALE, f"STALE on {on}: {many(stale, 'entry', 'entries')} of the ledger no longer {'holds' if stale == 1 else 'hold'}"
     if old := [*baselines.get("missing", ()), *baselines.get("stale", ())]:
-        return STALE, f"STALE on {on}: {_many(len(old), 'baseline')} missing or left over"
-    return HELD, f"held on {on}: {n['held']} of {ran} trials, no finding{known}{interpreter}"
+        return STALE, f"STALE on {on}: {many(len(old), 'baseline')} missing or left over"
+    return HELD, f"held on {on}: {n['held']} of {ran} trials, no finding{known}"
 
 
-def _many(n: int, what: str, several: str = "") -> str:
+def many(n: int, what: str, several: str = "") -> str:
+    """1 trial, 2 trials."""
     return f"{n} {what if n == 1 else several or what + 's'}"
 
 

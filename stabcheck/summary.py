@@ -18,11 +18,16 @@ WIDTH = 80
 Results = list[dict[str, Any]]
 
 
-def header(device: str, profile: str | None) -> str:
-    """One line: device, arch, interpreter or not, profile, versions."""
+def header(device: str, profile: str | None) -> list[str]:
+    """Device, arch, interpreter or not, profile, versions."""
     v, interpreted = versions(), "interpreter" in device
     how = ": logic only, not the GPU's arithmetic" if interpreted else ""
-    return f"stabcheck: {device}{how} · profile {profile or ('cpu' if interpreted else 'gpu')} · torch {v['torch']} · triton {v['triton']}"
+    parts = [
+        f"stabcheck: {device}{how} · profile {profile or ('cpu' if interpreted else 'gpu')}",
+        f"torch {v['torch']} · triton {v['triton']}",
+    ]
+    line = " · ".join(parts)
+    return [line] if len(line) <= WIDTH else [parts[0], "  " + parts[1]]
 
 
 def lines(report: Report) -> Iterator[str]:
@@ -99,17 +104,23 @@ def _weak(report: Report) -> Iterator[str]:
 def _known(report: Report) -> Iterator[str]:
     """What the ledger and the baselines ask for."""
     for line in (*ledger_advice(report.get("ledger", ())), *(advice(report["baselines"]) if report.get("baselines") else ())):
-        yield from textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        yield from _lines(line)
 
 
 def _verdict(report: Report) -> Iterator[str]:
-    yield judgement(report)[1]
+    yield from _lines(judgement(report)[1])
     if found := findings(report):
         yield f"next: {next(iter(found.values()))['replay']}"
 
 
 def _wrapped(label: str, parts: list[str]) -> list[str]:
-    return textwrap.wrap(label + ", ".join(parts), WIDTH, subsequent_indent="  ") if label and (parts or not label.endswith(": ")) else []
+    """Nothing for a label that announces parts, without parts."""
+    return _lines(label + ", ".join(parts)) if label and (parts or not label.endswith(": ")) else []
+
+
+def _lines(text: str) -> list[str]:
+    """Words are never split: many are paths and names."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 def _short(n: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from stabcheck.errors import UsageError
 from stabcheck.regimes import names
-from stabcheck.results import Report
+from stabcheck.results import Report, many
 
 Items = list[dict[str, Any]]
 SHOWN = 12  # of a long list
@@ -36,13 +36,13 @@ def _interpreter(items: Items) -> Iterator[str]:
 
 def _empty(items: Items) -> Iterator[str]:
     told = {
-        "vacuous": "examples compared nothing",
-        "unsupported": "examples were refused as unsupported",
-        "short": "examples found too little device memory",
+        "vacuous": "compared nothing",
+        "unsupported": "refused as unsupported",
+        "short": "found too little device memory",
     }
     for name, text in told.items():
         if count := sum(item["tally"][name] for item in items):
-            yield f"{count} {text} ({', '.join(Counter(item['property'] for item in items if item['tally'][name]))})"
+            yield f"{many(count, 'example')} {text} ({', '.join(Counter(item['property'] for item in items if item['tally'][name]))})"
 
 
 def _not_run(items: Items) -> Iterator[str]:
@@ -56,9 +56,9 @@ def _not_run(items: Items) -> Iterator[str]:
 
 def _left_out(session: dict[str, Any]) -> Iterator[str]:
     if n := session.get("deselected"):
-        yield f"{n} trials were deselected"
+        yield f"{many(n, 'trial')} deselected"
     if passed_over := session.get("passed_over"):
-        yield f"{len(passed_over)} trials were skipped before they ran: " + _few(passed_over)
+        yield f"{many(len(passed_over), 'trial')} skipped beforehand: " + _few(passed_over)
 
 
 def _ill(items: Items) -> Iterator[str]:

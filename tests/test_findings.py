@@ -53,6 +53,13 @@ def test_a_crash_has_a_cause_and_no_numbers():
     assert not any(line.startswith("  got") for line in lines)
 
 
+def test_a_long_cause_keeps_its_names_whole():
+    crash, name = Witness("crash", 0, 0, nan, nan, nan, 1, 1, ""), "/opt/some-place/" + "a" * 90 + "-b.py"
+    lines = finding(witness=crash, detail=f"{'a compiler that says much ' * 4}in {name}").text().splitlines()
+    told = lines[lines.index("           " + name) - 2 :]
+    assert told[0].startswith("  cause    a compiler that says much a compiler") and len(told[0]) <= 80
+
+
 def test_what_was_compared_is_told():
     assert "  compared run 2 with run 1" in finding(witness=Witness("wrong", 0, 0, 1.0, 2.0, 0.0, 1, 1, "run 2 with run 1")).text()
 

@@ -113,6 +113,15 @@ def test_an_unchanged_repository_passes_with_the_same_bytes_however_often_and_on
     assert repository.results["baselines"]["state"] == "compared"
 
 
+def test_numbers_written_in_a_kernels_module_do_not_change_what_is_drawn(repository):
+    """Hypothesis mixes literals of the modules under test into what it draws, but for byte strings; baselines would move with them."""
+    assert repository.gate()[0] == 0
+    before = repository.results
+    numbers = ", ".join(map(str, [*range(100, 300, 3), 4095, 0.3, 1e30]))
+    repository.write({"kernels/fused.py": f"{GOOD}\nNUMBERS = [{numbers}]\n"})
+    assert (repository.gate()[0], repository.results) == (0, before)
+
+
 def test_a_pull_request_that_breaks_a_kernel_fails_with_the_finding_in_the_markdown(repository):
     code, shown = repository.write({"kernels/fused.py": BROKEN}).commit().gate()
     assert code == 1

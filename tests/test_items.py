@@ -77,7 +77,7 @@ def test_a_failure_shows_no_traceback_through_the_engine(project):
 def test_a_right_kernel_passes_every_property_that_applies(project):
     ran = project(suite("kernel = right"))
     ran.assert_outcomes(passed=12, skipped=4)
-    ran.stdout.fnmatch_lines(["held on CPU (interpreter): 12 of 12 trials, no finding, verdict of the interpreter"])
+    ran.stdout.fnmatch_lines(["held on CPU (interpreter): 12 of 12 trials, no finding"])
 
 
 def test_what_did_not_run_is_told_with_the_reason(project):
@@ -103,16 +103,14 @@ def test_a_kernel_that_returns_another_dtype_is_told_how_to_declare_it(project):
     ran = project(suite("def kernel(x, t):\n    return right(x, t).double()", ', properties=["accuracy"]'))
     ran.assert_outcomes(failed=1)
     ran.stdout.fnmatch_lines(
-        ["*cause    returned torch.float64, declared torch.float32; declare output='fp32' or output='input' if that is meant"]
+        ["*cause    returned torch.float64, declared torch.float32; declare output='fp32'", "*or output='input' if that is meant"]
     )
 
 
 def test_a_kernel_that_refuses_everything_is_no_pass(project):
     ran = project(suite("def kernel(x, t):\n    raise stabcheck.UnsupportedInput('not today')", ', properties=["accuracy"]'))
     ran.assert_outcomes(skipped=1)
-    ran.stdout.fnmatch_lines(
-        ["*examples were refused as unsupported*", "*compared nothing: every input was refused, at first*", "*today: accuracy*"]
-    )
+    ran.stdout.fnmatch_lines(["* refused as unsupported*", "*compared nothing: every input was refused, at first*", "*today: accuracy*"])
     ran.stdout.fnmatch_lines(["nothing was tested on*"])
 
 

@@ -155,7 +155,7 @@ def test_what_is_known_is_no_finding():
         ([HELD, SKIPPED], {}, 0, "held on NVIDIA H200 (sm_90): 1 of 1 trials, no finding"),
         ([HELD, KNOWN], {"ledger": [entry()]}, 0, "held on NVIDIA H200 (sm_90): 1 of 2 trials, no finding, 1 known to fail"),
         ([KNOWN], {}, 0, "held on NVIDIA H200 (sm_90): 0 of 1 trials, no finding, 1 known to fail"),
-        ([item(host=INTERPRETER)], {}, 0, "held on CPU (interpreter): 1 of 1 trials, no finding, verdict of the interpreter"),
+        ([item(host=INTERPRETER)], {}, 0, "held on CPU (interpreter): 1 of 1 trials, no finding"),
         ([HELD, BROKEN, SKIPPED], {}, 1, "BROKEN on NVIDIA H200 (sm_90): 1 finding in 2 trials: aaaaaa"),
         ([BROKEN, item(outcome="failed", findings=[NAN])], {}, 1, "BROKEN on NVIDIA H200 (sm_90): 2 findings in 2 trials: aaaaaa, bbbbbb"),
         ([HELD, RAISED], {}, 1, "ERROR on NVIDIA H200 (sm_90): 1 of 2 trials raised outside the kernel"),

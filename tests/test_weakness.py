@@ -41,7 +41,7 @@ ABSENT = {"state": "absent", "arch": "sm_90", "directory": "reports/baselines"}
     [
         ([item(host=INTERPRETER, total=CONDITIONED)], {}, "1 of 2 trials ran through the interpreter: logic only, not a GPU's arithmetic"),
         (VACUOUS, {}, "8 examples compared nothing (accuracy, memory)"),
-        ([item(unsupported=5, total=CONDITIONED)], {}, "5 examples were refused as unsupported (accuracy)"),
+        ([item(unsupported=5, total=CONDITIONED)], {}, "5 examples refused as unsupported (accuracy)"),
         (SKIPPED, {}, "did not run, needs a GPU: graphs × 2, memory × 2"),
         (
             [item(total=CONDITIONED | {"ill": 80})],
@@ -83,7 +83,7 @@ def test_the_gravest_comes_first():
     """Logic only, before examples that compared nothing, before what did not run, before the conditioning, before the draw."""
     ran, skipped = item(host=INTERPRETER, vacuous=1, regimes={"ties": 1}, total=CONDITIONED | {"ill": 40}), item(reason="r", **NO_RUN)
     lines = weak(report(ran, skipped, baselines=ABSENT))
-    starts = ["1 of 1 trials ran", "1 examples compared nothing", "did not run", "1.0% of", "never drawn", "no accuracy"]
+    starts = ["1 of 1 trials ran", "1 example compared nothing", "did not run", "1.0% of", "never drawn", "no accuracy"]
     assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
 
 
