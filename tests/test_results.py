@@ -70,7 +70,7 @@ def test_a_missing_file_is_named_with_what_to_do(tmp_path):
 
 
 def test_results_of_version_0_1_are_read():
-    old = load([Path(__file__).parent.parent / "reports/h200/soak/results.json"])
+    old = load([Path(__file__).parent / "data/results-0.1.json"])
     assert {(i["corpus"], *(str(i["tally"][part]) for part in ("ulps", "by_vocab", "by_magnitude"))) for i in old["items"]} == {
         ("", *["{}"] * 3)
     }
