@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from stabcheck.results import Report
+from stabcheck.verdicts import ULPS
 from stabcheck.views import Speed, number
 
 SIZE, BOX = (260 / 72, 165 / 72), (0.125, 0.2, 0.845, 0.74)
@@ -85,7 +86,7 @@ def _of_use(report: Report, key: str, title: str, across: str, names: dict[int, 
         for place, value in item["tally"].get(key, {}).items():
             bins[int(place)] = max(number(value), bins.get(int(place), 0.0))
     caption = f"Worst use of the bound by any kernel, property and host against the {across}. Dashed: the bound; above it, what broke it."
-    return _plot(title, caption, data, partial(_draw_use, names=names))
+    return _plot(title, caption, data, partial(_draw_use, names=names), lambda bins: f"at most {max(bins.values()):.3g} of the bound")
 
 
 def _draw_use(axes: Axes, series: Sequence[str], lines: Lines, names: dict[int, str]) -> None:
@@ -109,7 +110,7 @@ def _of_ulps(report: Report) -> Plot:
         for operation, lines in counted.items()
     }
     caption = "Share of the elements held against the fp64 reference (logarithmic) by their error, in ulp of the output's format, at most."
-    return _plot("Error in ulp", caption, data, _draw_ulps)
+    return _plot("Error in ulp", caption, data, _draw_ulps, lambda bins: f"{sum(bins[k] for k in bins if k <= 0):.1%} within 1 ulp")
 
 
 def _draw_ulps(axes: Axes, series: Sequence[str], lines: Lines) -> None:
@@ -123,8 +124,15 @@ def _draw_ulps(axes: Axes, series: Sequence[str], lines: Lines) -> None:
     powers = range(0, lowest - 1, -max(1, math.ceil(-lowest / 3)))
     axes.set(yscale="log", ylim=(floor, 1), xlim=(places[0] - 0.6, places[-1] + 0.6))
     axes.set(yticks=[10.0**k for k in powers], yticklabels=["1" if k == 0 else f"1e{k}" for k in powers])
-    named = places[:: max(1, math.ceil(len(places) / 9))]
-    axes.set(xticks=named, xticklabels=[f"1/{2**-k}" if -7 < k < 0 else f"{2.0**k:.3g}" for k in named])
+    named = places[:: -max(1, math.ceil(len(places) / 9))]
+    axes.set(xticks=named, xticklabels=[_ulp(k) for k in named])
+
+
+def _ulp(k: int) -> str:
+    """A class of errors, of at most 2^k; the last takes all above."""
+    if k == ULPS[-1]:
+        return "more"
+    return f"1/{2**-k}" if k < 0 else f"{2**k}" if k < 10 else f"{2 ** (k - 10)}k"
 
 
 def _of_speeds(times: Sequence[Speed]) -> Plot:
@@ -170,14 +178,14 @@ def _operation(item: dict[str, Any]) -> str:
     return str(item["kernel"]).partition("[")[0]
 
 
-def _plot(title: str, caption: str, data: Bins, draw: Callable[..., None]) -> Plot:
-    """A panel for each operation that has data, its dtypes coloured as in all others."""
+def _plot(title: str, caption: str, data: Bins, draw: Callable[..., None], tell: Callable[[dict[int, float]], str]) -> Plot:
+    """A panel for each operation that has data, its dtypes coloured as in all others; `tell` is for those who cannot see it."""
     series = sorted({dtype for lines in data.values() for dtype, bins in lines.items() if bins}, key=_order)
     panels = []
     for name in data:
         if lines := {dtype: data[name][dtype] for dtype in series if data[name].get(dtype)}:
-            worst = ", ".join(f"{dtype} at most {max(bins.values()):.3g}" for dtype, bins in lines.items())
-            panels.append((name, _svg(f"{title} {name}", f"{title}, {name}: {worst}", partial(draw, series=series, lines=lines))))
+            told = ", ".join(f"{dtype} {tell(bins)}" for dtype, bins in lines.items())
+            panels.append((name, _svg(f"{title} {name}", f"{title}, {name}: {told}", partial(draw, series=series, lines=lines))))
     return Plot(title, caption, tuple(series), panels[:MOST])
 
 

@@ -182,6 +182,18 @@ def test_what_broke_its_bound_is_drawn_above_it_and_infinities_do_not_break_the_
     assert "nan" not in re.sub(r'aria-label="[^"]*"', "", page[page.index("<figure>") :])
 
 
+def test_the_last_class_of_errors_in_ulp_takes_all_above():
+    page = html(data.report(data.item(ulps={str(k): 5 for k in range(-3, 13)})))
+    labels = re.findall(r">([^<>]+)</text>", page[page.index("<h3>Error in ulp") :])
+    assert [label for label in labels if "e-" not in label][:9] == ["more", "1k", "256", "64", "16", "4", "1", "1/4", "1"]
+
+
+def test_plots_are_told_to_those_who_do_not_see_them():
+    page = html(data.report(data.item(by_vocab={"3": 0.25}, by_magnitude={"0": 0.5}, ulps={"-3": 6, "0": 3, "5": 1})))
+    labels = " ".join(re.findall(r'aria-label="(Error[^"]*)"', page))
+    assert "0.25 of the bound" in labels and "0.5 of the bound" in labels and "90.0% within 1 ulp" in labels
+
+
 def test_how_to_make_it_again_is_told():
     assert "stabcheck gate --changed-since main" in html(data.everything())
     assert "stabcheck run --profile soak --hypothesis-seed=7<" in html(data.report(data.item(), profile="soak", seed="7"))
