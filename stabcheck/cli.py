@@ -49,7 +49,7 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 
 @app.command()
 def replay(
-    what: Annotated[list[str] | None, typer.Argument(help="Ids, files or directories. Default: the latest findings.")] = None,
+    what: Annotated[list[str] | None, typer.Argument(help="Ids, files or directories. Default: all in the report directory.")] = None,
     kernels: Annotated[
         list[str] | None, typer.Option(help="Targets a reproducer may import; module:function stands in for its kernel.")
     ] = None,
@@ -60,6 +60,9 @@ def replay(
     """Run reproducers again: FIXED, FAILED or ERROR each; exit 0 if all are fixed, 1 if one failed, 2 on an error."""
     from stabcheck.sessions import replay_all
 
+    for target in kernels or []:
+        if (place := target.partition(":")[0]).endswith(".py") and not Path(place).is_file():
+            raise UsageError(f"--kernels {target}: there is no file {place}; check the path, which starts from the current directory")
     console = Console(soft_wrap=True, highlight=False)
     raise typer.Exit(replay_all(what or [str(report_dir)], kernels or [], device, report_dir, console, prune))
 

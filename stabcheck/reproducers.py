@@ -27,6 +27,8 @@ FIELDS = ("id", "kernel", "target", "operation", "declared", "functions", "route
 OTHERS = ("results.json", "durations.json", "mutants.json")  # what else a folder of reports holds
 DECLARED = ("dtypes", "output", "error_model", "tile", "lanes", "blocks", "max_vocab", "strides", "batch_invariant", "noise_error")
 DECLARED_TABLES = ("policies", "options")
+NAME_IT = "name a reproducer's JSON file, its id or a directory of them"
+RESTORE_IT = "restore it, or run the suite again to write a new one"
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,16 @@ def save(finding: Finding, kernel: Kernel, directory: Path) -> Finding:
 
 
 def read(path: Path) -> Reproducer:
-    """Read a reproducer. Raises UsageError for a missing, truncated, damaged or foreign file."""
+    """Read a reproducer. Raises UsageError for a missing, truncated, damaged or foreign file, which whoever tells of it has to name."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}; name a reproducer's JSON file, its id or a directory of them") from error
+        raise UsageError(f"the file cannot be read: {error.strerror}; {NAME_IT}") from error
     except ValueError as error:
-        raise UsageError(f"{path} is truncated or no JSON ({error}); restore it, or run the suite again to write a new one") from error
+        raise UsageError(f"the file is truncated or no JSON ({error}); {RESTORE_IT}") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-        raise UsageError(f"{path} has schema {found!r}; this version reads {SCHEMA!r}: use the stabcheck that wrote it")
+        raise UsageError(f"the file has schema {found!r}; this version reads {SCHEMA!r}: use the stabcheck that wrote it")
     try:
         data.setdefault("functions", {"in_place": data["in_place"]} if data.get("in_place") else {})  # as version 0.1 wrote it
         fields = {name: data[name] for name in FIELDS}
@@ -94,7 +96,7 @@ def read(path: Path) -> Reproducer:
         fields["property_name"] = fields.pop("property")
         return Reproducer(**fields, recipe=from_data(data["recipe"]), text="\n".join(data["text"]))
     except (KeyError, TypeError) as error:
-        raise UsageError(f"{path} lacks {error}; restore it, or run the suite again to write a new one") from error
+        raise UsageError(f"the file lacks {error}; {RESTORE_IT}") from error
 
 
 def find(name: str, directories: Iterable[Path]) -> list[Path]:
@@ -105,6 +107,8 @@ def find(name: str, directories: Iterable[Path]) -> list[Path]:
         if not files:
             raise UsageError(f"{name} holds no reproducers; run the suites first, or name another directory")
         return files
+    if path.suffix == ".json" and not path.exists():
+        raise UsageError(f"cannot read {name}: No such file or directory; {NAME_IT}")
     if path.suffix == ".json":
         return [path]
     matches = [file for directory in directories if (file := directory / f"{name}.json").is_file()]
@@ -123,28 +127,56 @@ def kernel_of(reproducer: Reproducer, allowed: Iterable[str]) -> Kernel:
     allowed = list(allowed)
     if len(allowed) == 1 and ":" in allowed[0]:
         return load(allowed, reproducer.operation)[0]
-    _check_allowed(reproducer.id, reproducer.target.partition(":")[0], allowed)
-    place, _, name = reproducer.target.partition(":")
+    target = _located(reproducer.id, reproducer.target, allowed)
     try:
-        for kernel in load([place]):
+        for kernel in load([target.partition(":")[0]]):
             if (kernel.name, kernel.operation) == (reproducer.kernel, reproducer.operation):
                 return kernel
     except UsageError:
         pass  # nothing registered there: the function itself may do
-    for target in (*reproducer.functions.values(), *reproducer.routes.values()):
-        _check_allowed(reproducer.id, target.partition(":")[0], allowed)
-    functions: dict[str, Any] = {role: function_of(target) for role, target in reproducer.functions.items() if role in FUNCTIONS}
-    routes = {route: function_of(target) for route, target in reproducer.routes.items()}
-    function, declared = function_of(f"{place}:{name}"), reproducer.declared
+    beside, routed = (  # where all of them lie is asked before one of them is imported
+        {name: _located(reproducer.id, other, allowed) for name, other in others.items()}
+        for others in (reproducer.functions, reproducer.routes)
+    )
+    functions: dict[str, Any] = {role: function_of(other) for role, other in beside.items() if role in FUNCTIONS}
+    routes = {route: function_of(other) for route, other in routed.items()}
+    function, declared = function_of(target), reproducer.declared
     return make_kernel(reproducer.operation, function, name=reproducer.kernel, routes=routes, **functions, **declared)
 
 
-def _check_allowed(id: str, place: str, allowed: list[str]) -> None:
-    """Raise UsageError for a module or file that is neither stabcheck's own nor named by the user."""
-    place, allowed = os.path.normpath(place), [os.path.normpath(a.partition(":")[0]) for a in allowed]
+def _located(id: str, target: str, allowed: list[str]) -> str:
+    """The target, its file as the user named it. Raises NotAllowed if it is neither stabcheck's own nor named by the user."""
+    place, _, name = target.partition(":")
+    if _is_named(os.path.normpath(place), allowed):
+        return target
+    files = [file for a in allowed if _ends_in(file := a.partition(":")[0], place)]
+    if len({os.path.realpath(file) for file in files}) == 1:
+        return f"{files[0]}:{name}"
+    if files:
+        raise NotAllowed(f"reproducer {id} is about a kernel of {place}, which may be {' or '.join(files)}; name one of them")
+    cure = f"allow it with --kernels {_name_for(place, name)}"
+    raise NotAllowed(f"reproducer {id} is about a kernel of {place}, which is not imported unasked; {cure}")
+
+
+def _name_for(place: str, name: str) -> str:
+    """What to hand to --kernels here; the file of another machine has another path, to its end or, if that was absolute, throughout."""
+    if not place.endswith(".py") or Path(place).exists():
+        return place
+    return f"path/to/{Path(place).name}:{name}" if os.path.isabs(place) else f"path/to/{place}"
+
+
+def _is_named(place: str, allowed: list[str]) -> bool:
+    """Whether a module or file is stabcheck's own, or named by the user as it stands."""
+    named = [os.path.normpath(a.partition(":")[0]) for a in allowed]
     own = re.fullmatch(re.escape(BUILT_IN) + r"(\.[A-Za-z_]\w*)*", place) is not None and not place.endswith(".py")
-    if not own and not any(place == a or place.startswith(a + ".") for a in allowed):
-        raise NotAllowed(f"reproducer {id} is about a kernel of {place}, which is not imported unasked; allow it with --kernels {place}")
+    return own or any(place == a or place.startswith(a + ".") for a in named)
+
+
+def _ends_in(file: str, place: str) -> bool:
+    """Whether a file's path ends in that of a reproducer, which was relative to the directory the run was started in."""
+    wanted = Path(os.path.normpath(place)).parts
+    paths = (Path(os.path.abspath(file)), Path(file).resolve())
+    return place.endswith(".py") and any(path.parts[-len(wanted) :] == wanted for path in paths)
 
 
 def trial_of(reproducer: Reproducer, kernel: Kernel, device: Device) -> Trial:

@@ -1,7 +1,8 @@
 """Standalone scripts: a finding as a short Python file that needs torch and the kernel only.
 
 The script carries the input, the exact result and its bounds as literals, runs the kernel in the way the law ran it (fresh output, or in
-place, or twice) and exits 1 if it is still wrong. Another kernel is put in its place by naming it: `python repro_ID.py module:function`.
+place, or twice) and exits 1 if it is still wrong, or 125, which `git bisect run` takes as "cannot be tested", if the kernel does not load.
+Another kernel is put in its place by naming it: `python repro_ID.py module:function`.
 """
 
 from __future__ import annotations
@@ -24,14 +25,39 @@ from stabcheck.verdicts import summarise
 
 MOST_RUNS = 2000
 
+USAGE = """# Usage: python {name} [MODULE:FUNCTION | FILE.py:FUNCTION]
+# Its exit status: 0 right, 1 still wrong, 125 the kernel cannot be loaded (git bisect run then skips the commit)"""
+LOADING = '''def nearest(target):
+    """The target; a file that is not here is looked for from this script's folder upwards."""
+    place, colon, name = target.partition(":")
+    files = [folder / place for folder in Path(__file__).resolve().parents if (folder / place).is_file()]
+    if not place.endswith(".py") or Path(place).is_file() or not files:
+        return target
+    print("the kernel is of", files[0])
+    return f"{files[0]}{colon}{name}"
+
+
+def not_loaded(what, error, cure):
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    print(f"cannot load {what}: {why}; {cure}", file=sys.stderr)
+    sys.exit(125)'''
+
 TEMPLATE = '''{text}
 #
-# Usage: python {name} [MODULE:FUNCTION | FILE.py:FUNCTION]      exit status: 0 right, 1 still wrong
+{usage}
 from __future__ import annotations
 
 import importlib, importlib.util, os, sys
+from pathlib import Path
 
-import torch
+
+{loading}
+
+
+try:
+    import torch
+except Exception as error:
+    not_loaded("torch", error, "install it where this script runs")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
@@ -46,14 +72,21 @@ def rows(*runs):
 
 def kernel(target):
     place, _, name = target.partition(":")
-    if place.endswith(".py"):
-        spec = importlib.util.spec_from_file_location("kernel_under_test", place)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["kernel_under_test"] = module
-        spec.loader.exec_module(module)
-    else:
-        module = importlib.import_module(place)
-    return getattr(module, name)
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location("kernel_under_test", place)
+            module = importlib.util.module_from_spec(spec)
+            sys.modules["kernel_under_test"] = module
+            spec.loader.exec_module(module)
+        else:
+            sys.path.append(os.getcwd())  # a module may lie here, as for python -m
+            module = importlib.import_module(place)
+        function = getattr(module, name)
+        if not callable(function):
+            raise TypeError(f"{{name}} is no function")
+    except (Exception, SystemExit) as error:
+        not_loaded(target, error, f"name one that loads: python {{sys.argv[0]}} FILE.py:FUNCTION or MODULE:FUNCTION")
+    return function
 
 
 {source}
@@ -63,7 +96,7 @@ inputs = [{inputs}]
 options = {options}
 expected = {expected}
 bound = {bound}
-function = kernel(sys.argv[1] if len(sys.argv) > 1 else {target!r})
+function = kernel(sys.argv[1] if len(sys.argv) > 1 else nearest({target!r}))
 
 
 def run():
@@ -94,14 +127,26 @@ bound = {name: torch.zeros_like(values) for name, values in expected.items()}"""
 WITH_STABCHECK = """{text}
 #
 # The evidence of this law is more than one call's output, so the script asks stabcheck itself.
-# Usage: python {name} [MODULE:FUNCTION | FILE.py:FUNCTION]      exit status: 0 right, 1 still wrong
-import sys
+{usage}
+import contextlib, io, sys
 from pathlib import Path
 
-from stabcheck.cli import main
 
-kernel = sys.argv[1] if len(sys.argv) > 1 else {place!r}
-sys.exit(main(["replay", str(Path(__file__).with_name({data!r})), "--kernels", kernel]))
+{loading}
+
+
+try:
+    from stabcheck.cli import main
+except Exception as error:
+    not_loaded("stabcheck", error, "install it where this script runs")
+
+kernel = sys.argv[1] if len(sys.argv) > 1 else nearest({place!r})
+with contextlib.redirect_stdout(io.StringIO()) as shown:
+    status = main(["replay", str(Path(__file__).with_name({data!r})), "--kernels", kernel])
+tested = status in (0, 1)
+sys.stdout.reconfigure(errors="backslashreplace")
+print(shown.getvalue(), end="", file=sys.stdout if tested else sys.stderr)
+sys.exit(status if tested else 125)
 """
 
 
@@ -109,15 +154,17 @@ def script(finding: Finding, kernel: Kernel) -> str:
     """The text of the standalone script of a finding."""
     case = Case(kernel, describe(finding.on), finding.recipe)
     text = "\n".join(f"# {line}".rstrip() for line in finding.text().splitlines())
+    usage = USAGE.format(name=f"repro_{finding.id}.py")
     if not _one_call_shows(finding, case):
         place = finding.target.partition(":")[0]
-        return WITH_STABCHECK.format(text=text, name=f"repro_{finding.id}.py", place=place, data=f"{finding.id}.json")
+        return WITH_STABCHECK.format(text=text, usage=usage, loading=LOADING, place=place, data=f"{finding.id}.json")
     batch, op = case.batch, case.operation
     lay, x = _layout(finding.recipe)
     in_place = finding.property_name == "in_place" and kernel.in_place is not None
     return TEMPLATE.format(
         text=text,
-        name=f"repro_{finding.id}.py",
+        usage=usage,
+        loading=LOADING,
         source=inspect.getsource(op.call),
         dtype=str(batch.logits.dtype).removeprefix("torch."),
         logits=_literal(batch.logits),

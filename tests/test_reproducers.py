@@ -9,6 +9,7 @@ from planted import CPU, LAWS, five_percent_too_much, kernel, recipe, recipe_of,
 from planted_losses import LOSS, loss_too_large
 
 from stabcheck import reproducers
+from stabcheck.cli import main
 from stabcheck.errors import UsageError
 from stabcheck.recipe import Layout
 from stabcheck.reproducers import find, kernel_of, read, replay, save
@@ -109,6 +110,21 @@ def test_the_options_a_kernel_supports_are_kept(tmp_path):
 # ---- reading
 
 
+def test_replay_names_a_bad_file_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trunc.json").write_text("{")
+    (tmp_path / "foreign.json").write_text("{}")
+    (tmp_path / "lacking.json").write_text(f'{{"schema": "{reproducers.SCHEMA}"}}')
+    assert main(["replay", "trunc.json", "foreign.json", "lacking.json", "--device=cpu"]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[2].partition(" (")[0].partition(";")[0] for line in lines] == [
+        "the file is truncated or no JSON",
+        "the file has schema None",
+        "the file lacks 'id'",
+    ]
+    assert [line.count(".json") for line in lines] == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
@@ -140,7 +156,9 @@ def test_a_file_in_another_encoding_is_told_too(tmp_path):
 
 
 def test_a_missing_file_is_told(tmp_path):
-    with pytest.raises(UsageError, match=r"cannot read .*none.json: No such file"):
+    with pytest.raises(UsageError, match=r"^cannot read .*none.json: No such file[^/]*; name a reproducer's JSON file"):
+        find(str(tmp_path / "none.json"), [])
+    with pytest.raises(UsageError, match=r"^the file cannot be read: No such file"):
         read(tmp_path / "none.json")
 
 
@@ -234,6 +252,74 @@ def test_a_kernel_in_a_file_replays_by_its_path(tmp_path):
     examined = Trial(loaded, LAWS["accuracy"], "fp32", CPU)
     finding = save(examined.finding(START, examined.examine(START)), loaded, tmp_path)
     assert replayed(tmp_path / f"{finding.id}.json", [str(path)]) is not None
+
+
+@pytest.fixture
+def moved(tmp_path, monkeypatch):
+    """The file of a finding on kernels/naive.py:bad, that path being relative to a directory that is not the current one."""
+    from stabcheck.targets import load
+
+    (tmp_path / "project/kernels").mkdir(parents=True)
+    (tmp_path / "project/kernels/naive.py").write_text(KERNELS)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    (loaded,) = load(["kernels/naive.py:bad"], "temperature_softmax")
+    examined = Trial(loaded, LAWS["accuracy"], "fp32", CPU)
+    finding = save(examined.finding(START, examined.examine(START)), loaded, tmp_path)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert finding.target == "kernels/naive.py:bad"
+    return tmp_path / f"{finding.id}.json"
+
+
+@pytest.mark.parametrize("named", ["{}/project/kernels/naive.py", "../project/kernels/naive.py", "../project/kernels/../kernels/naive.py"])
+def test_from_another_directory_a_kernel_in_a_file_replays_by_the_path_from_there(moved, capsys, named):
+    named = named.format(moved.parent)
+    assert main(["replay", str(moved), "--kernels", named, "--device=cpu"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_a_linked_file_is_known_by_the_name_it_was_given(moved, tmp_path):
+    (tmp_path / "project/kernels/naive.py").rename(tmp_path / "naive_2.py")
+    (tmp_path / "project/kernels/naive.py").symlink_to(tmp_path / "naive_2.py")
+    assert replayed(moved, [str(tmp_path / "project/kernels/naive.py")]) is not None
+
+
+def test_its_other_functions_are_found_beside_it(moved, tmp_path):
+    data = json.loads(moved.read_text()) | {"functions": {"in_place": "kernels/naive.py:good"}, "routes": {"a": "kernels/naive.py:bad"}}
+    moved.write_text(json.dumps(data))
+    made = kernel_of(read(moved), [str(tmp_path / "project/kernels/naive.py")])
+    assert (made.in_place.__name__, made.routes["a"].__name__) == ("good", "bad")
+
+
+@pytest.mark.parametrize("named", ["naive.py", "other/naive.py", "kernels/not_naive.py", "xkernels/naive.py", "naive", "kernels"])
+def test_a_file_whose_path_ends_otherwise_is_not_taken_for_it(moved, tmp_path, named):
+    file = tmp_path / "elsewhere" / named
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("raise SystemExit('imported')")
+    with pytest.raises(UsageError, match=r"is not imported unasked; allow it with --kernels path/to/kernels/naive\.py$"):
+        kernel_of(read(moved), [str(file)])
+
+
+def test_of_two_files_that_end_alike_neither_is_taken(moved, tmp_path):
+    (tmp_path / "other/kernels").mkdir(parents=True)
+    two = [str(tmp_path / "project/kernels/naive.py"), str(tmp_path / "other/kernels/naive.py")]
+    (tmp_path / "other/kernels/naive.py").write_text(KERNELS)
+    with pytest.raises(UsageError, match=r"may be .*project.* or .*other.*; name one of them"):
+        kernel_of(read(moved), two)
+    assert replayed(moved, [two[0], two[0]]) is not None
+
+
+def test_of_a_file_that_was_named_from_its_root_the_cure_is_to_name_another(moved):
+    moved.write_text(moved.read_text().replace("kernels/naive.py:bad", "/gone/naive.py:bad"))
+    with pytest.raises(UsageError, match=r"allow it with --kernels path/to/naive\.py:bad$"):
+        kernel_of(read(moved), [])
+
+
+@pytest.mark.parametrize("named", ["nofile.py", "nofile.py:bad"])
+def test_kernels_of_a_file_that_is_not_there_are_wrong_use(moved, capsys, named):
+    assert main(["replay", str(moved), str(moved), "--kernels", named, "--device=cpu"]) == 2
+    told = f"stabcheck: --kernels {named}: there is no file nofile.py; check the path, which starts from the current directory\n"
+    assert capsys.readouterr() == ("", told)
 
 
 @pytest.fixture

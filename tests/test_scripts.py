@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import planted
 import pytest
@@ -12,6 +13,7 @@ from planted_losses import LOGPROB, LOSS
 from stabcheck.recipe import Layout
 from stabcheck.registry import make_kernel
 from stabcheck.reproducers import save
+from stabcheck.targets import load
 from stabcheck.trial import Trial
 
 KERNELS = """
@@ -82,14 +84,17 @@ def script(tmp_path, at_home, monkeypatch):
     return write
 
 
-def run(path, *arguments, without_stabcheck=True):
+def start(path, *arguments, where=None, without_stabcheck=True):
     """Run a script as its reader would; a module `stabcheck` that cannot be imported stands in the way."""
     if without_stabcheck:
         (path.parent / "stabcheck.py").write_text("raise ImportError('stabcheck is not installed here')\n")
     environment = os.environ | {"PYTHONPATH": str(path.parent), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, str(path), *arguments], capture_output=True, text=True, env=environment, cwd=path.parent, timeout=120
-    )
+    words = [sys.executable, str(path), *arguments]
+    return subprocess.run(words, capture_output=True, text=True, env=environment, cwd=where or path.parent, timeout=120)
+
+
+def run(path, *arguments, **how):
+    done = start(path, *arguments, **how)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -186,7 +191,7 @@ def test_a_memory_fault_is_judged_by_stabcheck_itself(script):
 def test_the_script_says_what_it_is_about(script):
     text = script("bad").read_text()
     assert text.startswith("# BROKEN  accuracy")
-    assert "exit status: 0 right, 1 still wrong" in text
+    assert "exit status: 0 right, 1 still wrong, 125 the kernel cannot be loaded (git bisect run then skips the commit)" in text
 
 
 def test_an_unusual_text_does_not_break_the_script(script, monkeypatch):
@@ -199,3 +204,114 @@ def test_an_unusual_text_does_not_break_the_script(script, monkeypatch):
     raises.__module__, raises.__qualname__ = "own_kernels", "raises"
     monkeypatch.setattr(own_kernels, "raises", raises)
     compile(script("raises").read_text(), "script", "exec")
+
+
+# ---- from elsewhere, and where the kernel does not load
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    return tmp_path / "elsewhere"
+
+
+@pytest.fixture
+def in_a_file(tmp_path, at_home, monkeypatch):
+    """in_a_file(law, function): the script, in reports/latest, of a finding on a kernel of kernels/naive.py."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels/naive.py").write_text(KERNELS)
+
+    def write(law="accuracy", function="bad"):
+        (kernel,) = load([f"kernels/naive.py:{function}"], "temperature_softmax")
+        trial, about = Trial(kernel, LAWS[law], "fp32", CPU), recipe([0.0, 1.0])
+        return tmp_path / save(trial.finding(about, trial.examine(about)), kernel, Path("reports/latest")).files[1]
+
+    return write
+
+
+BY_ITSELF, THROUGH_STABCHECK = ("accuracy", "bad"), ("memory", "scribbles")
+
+
+@pytest.mark.parametrize("about", [BY_ITSELF, THROUGH_STABCHECK], ids=["by itself", "through stabcheck"])
+def test_it_finds_the_kernel_from_any_directory(in_a_file, elsewhere, about):
+    path = in_a_file(*about)
+    assert ("from stabcheck" in path.read_text()) == (about is THROUGH_STABCHECK)
+    status, shown = run(path, where=elsewhere, without_stabcheck=about is BY_ITSELF)
+    assert status == 1, shown
+    assert f"the kernel is of {elsewhere.parent / 'kernels/naive.py'}" in shown
+
+
+def test_a_file_of_that_path_right_here_goes_first(in_a_file, elsewhere):
+    path = in_a_file()
+    (elsewhere / "kernels").mkdir()
+    (elsewhere / "kernels/naive.py").write_text(KERNELS.replace("1.05", "1"))
+    status, shown = run(path, where=elsewhere)
+    assert status == 0, shown
+
+
+def test_a_module_right_here_is_found(in_a_file, elsewhere):
+    (elsewhere / "mended.py").write_text(KERNELS)
+    status, shown = run(in_a_file(), "mended:good", where=elsewhere)
+    assert status == 0, shown
+
+
+MISSING = {
+    "no.such:thing": "No module named 'no'",
+    "nofile.py:thing": "No such file or directory: ",
+    "own_kernels:nope": "has no attribute 'nope'",
+    "own_kernels": "has no attribute ''",
+    "own_kernels:KERNELS": "has no attribute 'KERNELS'",
+    "own_kernels:shake": "TypeError: shake is no function",
+    "broken.py:good": "ValueError: no such device",
+    "leaves.py:good": "SystemExit: 0",
+}
+
+
+@pytest.mark.parametrize("target", MISSING)
+def test_a_kernel_that_cannot_be_loaded_is_told_in_one_line_and_125(script, target):
+    path = script("bad")
+    (path.parent / "broken.py").write_text("raise ValueError('no such\\ndevice')\n")
+    (path.parent / "leaves.py").write_text("raise SystemExit(0)\n")
+    done = start(path, target)
+    assert (done.returncode, done.stdout) == (125, ""), done
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"cannot load {target}: ") and MISSING[target] in line
+    assert line.endswith(f"; name one that loads: python {path} FILE.py:FUNCTION or MODULE:FUNCTION")
+
+
+def test_its_own_kernel_gone_is_125_too(in_a_file, elsewhere):
+    path = in_a_file()
+    (elsewhere.parent / "kernels/naive.py").unlink()
+    done = start(path, where=elsewhere)
+    assert (done.returncode, done.stdout) == (125, ""), done
+    assert "cannot load kernels/naive.py:bad: FileNotFoundError: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("no.such:thing", "cannot import no.such:thing: ModuleNotFoundError: No module named 'no'"),
+        ("nofile.py:thing", "there is no file nofile.py; check the path"),
+        ("nofile.py", "there is no file nofile.py; check the path"),
+        ("own_kernels:nope", "own_kernels has no function 'nope'"),
+    ],
+)
+def test_stabcheck_cannot_load_it_either(script, target, told):
+    done = start(script("scribbles", "memory"), target, without_stabcheck=False)
+    assert (done.returncode, done.stdout) == (125, ""), done
+    (line,) = done.stderr.splitlines()
+    assert told in line
+
+
+def test_without_stabcheck_where_it_is_needed_nothing_is_judged(script):
+    done = start(script("scribbles", "memory"))
+    assert (done.returncode, done.stdout) == (125, ""), done
+    assert done.stderr == ("cannot load stabcheck: ImportError: stabcheck is not installed here; install it where this script runs\n")
+
+
+def test_without_torch_nothing_is_judged(script):
+    path = script("bad")
+    (path.parent / "torch.py").write_text("raise ImportError('no torch here')\n")
+    done = start(path)
+    assert (done.returncode, done.stderr) == (125, "cannot load torch: ImportError: no torch here; install it where this script runs\n")
