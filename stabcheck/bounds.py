@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from stabcheck.devices import FLUSH, Profile, U
-from stabcheck.floats import Format
+from stabcheck.floats import FP32, Format
 
 MOST_NEGATIVE = 1e6  # exp(-1e6) = 0 in any format
 MOST_ERROR = 300.0  # a larger error of an exponent is as vacuous, and expm1 of it still finite
@@ -94,6 +94,18 @@ def exponent_error(x: torch.Tensor, m: torch.Tensor, z: torch.Tensor, contract: 
     error = argument_error(x, m, z.clamp(min=-MOST_NEGATIVE), contract, more=contract.profile.exp * U, **temperature)
     plain = contract.error_model != "scale_first" and temperature.get("smallest_t", 1.0) >= TINY_T
     return error if plain else error.clamp_(max=MOST_ERROR)
+
+
+def scaled_overflow(x: torch.Tensor, contract: Contract, t: torch.Tensor | None = None) -> torch.Tensor:
+    """[R, 1] bool: rows in which x·(log2 e)/T, formed before the maximum is subtracted, may overflow fp32: inf − inf follows.
+
+    The product as computed is off by at most (a − 1)·u relatively, a as in `argument_error`: its steps (1 + k·u) multiply to at most
+    exp((a − 1)·u). So no |x|·(log2 e)/T whose product with that is at most the largest number of fp32 can overflow, and x/T < x·(log2 e)/T
+    does not overflow where that does not.
+    """
+    grown = math.log2(math.e) * math.exp((slope(contract, t) - 1) * U)
+    height = x.abs().masked_fill(x == -torch.inf, 0.0).amax(-1, keepdim=True) * grown
+    return (height if t is None else height / t) > FP32.max
 
 
 def slope(contract: Contract, t: torch.Tensor | None = None) -> float:

@@ -1,9 +1,11 @@
 """The building blocks of the bounds give the figures that a reader of their docstrings works out by hand."""
 
+import math
+
 import pytest
 import torch
 
-from stabcheck.bounds import Contract, exponent_error, rounded, summation_error
+from stabcheck.bounds import Contract, exponent_error, rounded, scaled_overflow, summation_error
 from stabcheck.devices import GPU, INTERPRETER, Profile, U
 from stabcheck.floats import BF16, FP16, FP32
 
@@ -58,6 +60,27 @@ def test_a_common_offset_costs_in_proportion_when_scaling_comes_first():
     plain = exponent([1e6, 1e6 - 16], 0.5)
     scaled = exponent([1e6, 1e6 - 16], 0.5, error_model="scale_first")
     assert [s - p for s, p in zip(scaled, plain, strict=True)] == about((1 + 4 + 2) * U * 2e6 / 0.5, (1 + 4 + 2) * U * (2e6 - 16) / 0.5)
+
+
+def overflows(x, t=None, profile=EXACT):
+    column = None if t is None else torch.tensor([[t]], dtype=torch.float64)
+    return scaled_overflow(torch.tensor([x], dtype=torch.float64), contract(profile=profile), column).item()
+
+
+@pytest.mark.parametrize("t", [None, 1.0, 2.0**-60, 2.0**-149, 1.25])
+def test_scaled_logits_overflow_where_their_product_with_log2_e_over_t_passes_the_largest_number(t):
+    limit = FP32.max / math.log2(math.e) * (t or 1.0)
+    inside, beyond = limit * (1 - 2 * U), limit * (1 + U)  # a division and a product, no error of theirs: u
+    assert [overflows([0.0, sign * x], t) for sign in (1, -1) for x in (inside, beyond)] == [False, True] * 2
+
+
+def test_scaled_logits_may_overflow_by_the_roundings_of_their_product():
+    x = [FP32.max / math.log2(math.e) * (1 - 4 * U)]
+    assert (overflows(x, 1.0), overflows(x, 1.0, GPU)) == (False, True)
+
+
+def test_a_masked_column_does_not_overflow():
+    assert not overflows([-math.inf, 1.0], 1.0)
 
 
 @pytest.mark.parametrize(

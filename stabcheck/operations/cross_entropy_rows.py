@@ -9,7 +9,17 @@ from typing import Any
 import torch
 
 from stabcheck.batches import Batch
-from stabcheck.bounds import MOST_ERROR, MOST_NEGATIVE, Contract, argument_error, log_error, quotient_error, slope, summation_error
+from stabcheck.bounds import (
+    MOST_ERROR,
+    MOST_NEGATIVE,
+    Contract,
+    argument_error,
+    log_error,
+    quotient_error,
+    scaled_overflow,
+    slope,
+    summation_error,
+)
 from stabcheck.devices import FLUSH, U
 from stabcheck.floats import FP32
 from stabcheck.operations.base import IGNORED, Option
@@ -54,11 +64,15 @@ class Problem:
 
     @property
     def undefined(self) -> torch.Tensor | None:
-        """[R] rows of which an unshifted kernel promises nothing: the sums of its smoothing overflow, to inf − inf."""
+        """[R] rows of which a looser kernel promises nothing: sums of its smoothing, or logits it scales first, overflow, to inf − inf."""
+        undefined = None
+        if self.contract.error_model == "scale_first":
+            undefined = scaled_overflow(self.y, self.contract)[:, 0] & (self.y < torch.inf).all(-1)
         if self.contract.error_model == "shift_first" or not self.option("label_smoothing"):
-            return None
+            return undefined
         heights = torch.where(self.taking, self.y.abs(), 0.0).sum(-1)
-        return (heights > FP32.max) | ((self.smoothed * self.lse.abs())[:, 0] > FP32.max)
+        of_sums = (heights > FP32.max) | ((self.smoothed * self.lse.abs())[:, 0] > FP32.max)
+        return of_sums if undefined is None else of_sums | undefined
 
     @property
     def in_range(self) -> torch.Tensor:

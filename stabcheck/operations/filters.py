@@ -21,9 +21,8 @@ from typing import Any
 import torch
 
 from stabcheck.batches import Batch
-from stabcheck.bounds import MOST_ERROR, VACUOUS, Contract, log_error, quotient_error, rounded
+from stabcheck.bounds import MOST_ERROR, VACUOUS, Contract, log_error, quotient_error, rounded, scaled_overflow
 from stabcheck.devices import FLUSH, U
-from stabcheck.floats import FP32
 from stabcheck.operations.base import Input
 from stabcheck.operations.sorted_rows import Sorted
 from stabcheck.operations.temperature_softmax import TEMPERATURES
@@ -200,9 +199,8 @@ def undefined(batch: Batch, rows: Sorted, counts: Counts, contract: Contract) ->
     ordinary = (batch.logits < torch.inf).all(-1) & (t >= 0)
     if contract.policies.get("zero_temperature", "greedy") != "greedy":
         ordinary &= t > 0
-    if contract.error_model == "scale_first":  # x/T may overflow: such a kernel promises nothing there
-        x = batch.logits.double()
-        ordinary &= x.abs().masked_fill(x == -torch.inf, 0.0).amax(-1) / torch.where(t == 0, 1.0, t) <= FP32.max
+    if contract.error_model == "scale_first":  # such a kernel promises nothing where its scaled logits may overflow
+        ordinary &= ~scaled_overflow(batch.logits.double(), contract, torch.where(t == 0, 1.0, t.double())[:, None])[:, 0]
     small = rows.x.abs() < FLUSH
     distinct = rows.x.masked_fill(~small, -1.0).amax(-1) > rows.x.masked_fill(~small, 1.0).amin(-1)
     edges = [rows.total(rows.x, n)[:, 0].abs() < FLUSH for n in (counts.least, counts.most)]

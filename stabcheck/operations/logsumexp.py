@@ -11,16 +11,21 @@ Kernels: the two-level log-sum-exp of verl (#2656, #2899), Liger, flash-attentio
 from __future__ import annotations
 
 from stabcheck.batches import Batch
-from stabcheck.bounds import Contract, settled
+from stabcheck.bounds import Contract, scaled_overflow, settled
 from stabcheck.operations.base import Expected, Operation, Output
 from stabcheck.operations.parts import shift
 
 
 def reference(batch: Batch, contract: Contract) -> dict[str, Expected]:
-    """value = m + log d; bound = error of log d + the rounding of the sum, u·|value|, and of the output."""
-    parts = shift(batch.logits.double(), contract)
+    """value = m + log d; bound = error of log d + the rounding of the sum, u·|value|, and of the output.
+
+    A kernel that scales first promises nothing where its scaled logits may overflow; +inf among the logits is no overflow.
+    """
+    x = batch.logits.double()
+    parts = shift(x, contract)
     value = (parts.m + parts.log_d).where(parts.m.abs() != float("inf"), parts.m)[:, 0]
-    return {"lse": Expected(value, settled(value, parts.of_log_d(contract)[:, 0], contract))}
+    free = (scaled_overflow(x, contract) & (parts.m < float("inf")))[:, 0] if contract.error_model == "scale_first" else None
+    return {"lse": Expected(value, settled(value, parts.of_log_d(contract)[:, 0], contract), free)}
 
 
 OPERATION = Operation(

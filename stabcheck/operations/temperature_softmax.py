@@ -14,9 +14,8 @@ from __future__ import annotations
 import torch
 
 from stabcheck.batches import Batch
-from stabcheck.bounds import MOST_ERROR, VACUOUS, Contract, quotient_error, rounded
+from stabcheck.bounds import MOST_ERROR, VACUOUS, Contract, quotient_error, rounded, scaled_overflow
 from stabcheck.devices import FLUSH
-from stabcheck.floats import FP32
 from stabcheck.operations.base import Expected, Input, Operation, Output
 from stabcheck.operations.parts import shift
 
@@ -47,9 +46,8 @@ def reference(batch: Batch, contract: Contract) -> dict[str, Expected]:
     if contract.policies["empty_row"] == "zeros":
         p, bound = p.masked_fill(m == -torch.inf, 0.0), bound.masked_fill(m == -torch.inf, 0.0)
     exact = Expected(p, bound, order=order)
-    if contract.error_model == "scale_first":  # x/T may overflow: such a kernel promises nothing there
-        overflow = x.abs().masked_fill(masked, 0.0).amax(-1, keepdim=True) / t > FP32.max
-        exact = Expected(p, bound, free=(overflow | ~(t > 0)).expand_as(x), order=order)
+    if contract.error_model == "scale_first":  # such a kernel promises nothing where its scaled logits may overflow
+        exact = Expected(p, bound, free=(scaled_overflow(x, contract, t) | ~(t > 0)).expand_as(x), order=order)
     elif not batch.smallest("temperature") > 0:
         exact = _zero_temperature(x, t, m, exact, contract)
     return {"probs": exact}

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from stabcheck.batches import Batch
-from stabcheck.bounds import Contract, argument_error, quotient_error, settled, slope, summation_error
+from stabcheck.bounds import Contract, argument_error, quotient_error, scaled_overflow, settled, slope, summation_error
 from stabcheck.devices import U
 from stabcheck.floats import FP32
 from stabcheck.operations.base import LARGEST, SMALLEST, Expected, Input, Operation, Output
@@ -79,7 +79,9 @@ def _and_bad_temperatures(
     free: torch.Tensor | None, batch: Batch, contract: Contract, x: torch.Tensor, t: torch.Tensor
 ) -> torch.Tensor | None:
     """T ≤ 0 and NaN mean nothing; where x/T overflows, a kernel that forms it promises nothing."""
-    if contract.error_model != "shift_first":
+    if contract.error_model == "scale_first":
+        bad = scaled_overflow(x, contract, t)[:, 0] | ~(t[:, 0] > 0)
+    elif contract.error_model == "unshifted":
         bad = (x.abs().masked_fill(x == -torch.inf, 0.0).amax(-1, keepdim=True) / t > FP32.max)[:, 0] | ~(t[:, 0] > 0)
     elif batch.smallest("temperature") > 0:
         return free

@@ -351,3 +351,18 @@ def test_a_narrow_loss_is_given_a_narrow_upstream_and_its_gradient_is_judged_by_
     batch = materialise(made)
     _, got = OPERATION.call(loss(input_dtype=True), *batch.args)
     assert not fails(got, expect(batch, dtype, by_name(dtype))["grad"]).any()  # a GPU's bound, half as wide for bf16
+
+
+# ---- scaling first
+
+
+def test_a_row_whose_logits_overflow_once_scaled_by_log2_e_is_free_when_scaling_comes_first():
+    batch = batch_of([[3e38, 0.0], [2e38, 0.0], [inf, 0.0]], 0)
+    assert expect(batch, error_model="scale_first")["loss"].free.tolist() == [True, False, False]
+    got = {model: fails([nan, nan, nan], expect(batch, error_model=model)["loss"]).tolist() for model in ("unshifted", "scale_first")}
+    assert got == {"unshifted": [True, True, False], "scale_first": [False, True, False]}
+
+
+def test_what_an_unshifted_kernel_need_not_get_right_one_that_scales_first_need_not_either():
+    batch = batch_of([[2e38, 0.0]], 0, label_smoothing=0.1)  # the sum over both classes overflows
+    assert [expect(batch, error_model=model)["loss"].free.tolist() for model in ("unshifted", "scale_first")] == [[True], [True]]

@@ -265,6 +265,12 @@ def test_a_kernel_that_declares_x_over_t_promises_nothing_where_that_overflows(n
     assert of_library(name, law).examine(probs_of([3e38], temperature=0.5)).ok
 
 
+def test_nor_where_only_its_product_with_log2_e_overflows():
+    beyond, below = (probs_of([x], temperature=1.0) for x in (3e38, 2e38))
+    assert [holds([[nan]], made, **MERGING) for made in (beyond, below)] == [True, False]
+    assert not holds([[nan]], beyond)
+
+
 @pytest.mark.parametrize("law", ["accuracy", "keep_set"])
 @pytest.mark.parametrize("inputs", [{"top_p": 0.1}, {"top_k": 1}], ids=str)
 def test_where_ties_are_kept_so_are_tokens_that_declared_rounding_merges(law, inputs):

@@ -1,5 +1,7 @@
 """The log-sum-exp's reference is right, and its bound lets every correct kernel pass and none that errs by twice as much."""
 
+import math
+
 import exact
 import pytest
 import torch
@@ -147,6 +149,23 @@ def test_a_result_that_may_overflow_its_format_may_be_infinite_but_not_nan():
 
 def test_a_narrow_output_is_rounded_once_more():
     assert expect([[3.0, 1.0]], output=BF16).bound > 1000 * expect([[3.0, 1.0]]).bound
+
+
+# ---- scaling first
+
+
+@pytest.mark.parametrize("x", [3e38, -3e38])
+def test_a_row_that_overflows_once_scaled_by_log2_e_is_free_when_scaling_comes_first(x):
+    rows = [[x, x], [0.0, -inf]]
+    assert expect(rows, error_model="scale_first").free.tolist() == [True, False]
+    assert expect(rows).free is None
+
+
+@pytest.mark.parametrize("row", [[FP32.max / math.log2(math.e) * (1 - 2.0**-20)], [inf, 0.0], [inf, 3e38], [-inf, -inf]], ids=str)
+def test_a_row_next_to_that_overflow_and_one_of_infinities_are_judged(row):
+    expected = expect([row], error_model="scale_first")
+    assert expected.free.tolist() == [False]
+    assert fails(torch.tensor([nan]), expected) == [True]
 
 
 # ---- kernels of torch itself

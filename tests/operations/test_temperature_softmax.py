@@ -1,5 +1,7 @@
 """The reference is right, and its bound lets every correct kernel pass and none that errs by twice as much."""
 
+import math
+
 import mpmath
 import pytest
 import torch
@@ -16,6 +18,7 @@ from stabcheck.operations.temperature_softmax import TEMPERATURES
 from stabcheck.strategies import recipes
 from stabcheck.verdicts import Comparison, agreement, summarise
 
+LOG2_E = math.log2(math.e)
 SOFTMAX = operation("temperature_softmax")
 AUDITED = 2.0**-20  # of a tolerance
 POLICIES = SOFTMAX.default_policies()
@@ -276,6 +279,30 @@ def test_scaling_first_is_no_excuse_for_other_errors():
     batch = batch_of([[0.0, 1.0]], [1.0])
     wrong = torch.tensor([[0.28, 0.72]])
     assert fails(wrong, expect(batch, error_model="scale_first")).all()
+
+
+def scale_first_in_base_2(x, t):
+    z = x.float() / t[:, None] * LOG2_E
+    e = torch.exp2(z - z.amax(-1, keepdim=True))
+    return e / e.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize(("largest", "t"), [(3e38, 1.0), (-3e38, 1.0), (3e28, 1e-10), (3.4e38, 1.2)])
+def test_a_row_that_overflows_only_once_scaled_by_log2_e_is_free_when_scaling_comes_first(largest, t):
+    assert abs(largest) / t < FP32.max
+    batch = batch_of([[largest], [0.0]], [t, t])
+    got, expected = scale_first_in_base_2(batch.logits, batch.inputs["temperature"]), expect(batch, error_model="scale_first")
+    assert got.isnan().tolist() == expected.free.tolist() == [[True], [False]]
+    assert not fails(got, expected).any()
+    assert fails(got, expect(batch)).tolist() == [[True], [False]]
+
+
+@pytest.mark.parametrize("t", [1.0, 1e-10, 1.2])
+def test_a_row_next_to_that_overflow_is_judged_when_scaling_comes_first(t):
+    batch = batch_of([[FP32.max / LOG2_E * float(torch.tensor(t)) * (1 - 2.0**-20)]], [t])
+    expected = expect(batch, error_model="scale_first")
+    assert not fails(scale_first_in_base_2(batch.logits, batch.inputs["temperature"]), expected).any()
+    assert fails(torch.tensor([[nan]]), expected).all()
 
 
 def test_a_subnormal_logit_that_may_be_flushed_at_a_subnormal_temperature_leaves_the_whole_row_open():

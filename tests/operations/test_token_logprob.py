@@ -130,6 +130,13 @@ def test_a_kernel_that_declares_x_over_t_promises_nothing_where_that_overflows(e
     assert free is not None and free.tolist() == [True, False]
 
 
+def test_nor_where_only_its_product_with_log2_e_overflows_if_it_scales_first():
+    free = {
+        model: expect(batch_of([[3e38, 0.0], [2e38, 0.0]], 0), error_model=model)["entropy"].free for model in ("unshifted", "scale_first")
+    }
+    assert {model: rows.tolist() for model, rows in free.items()} == {"unshifted": [False, False], "scale_first": [True, False]}
+
+
 def test_a_difference_that_overflows_before_it_is_divided_may_be_infinite():
     made = recipe_of(LOGPROB, [3e38, -1e38], inputs={"labels": 1, "temperature": 2.0})
     assert trial(shifted, operation=LOGPROB).examine(made).ok
