@@ -105,6 +105,12 @@ def hold(
     return ratchet
 
 
+def check(directory: Path) -> None:
+    """Raise UsageError for a damaged file, before anything has run."""
+    for path in sorted(directory.glob("*/*.json")):
+        _data(path)
+
+
 def file_of(kernel: str) -> str:
     """temperature_softmax[online] -> temperature_softmax-online.json; an odd name is made plain, and told from others by a digest."""
     name = kernel.removesuffix("]").replace("[", "-", 1)

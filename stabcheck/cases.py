@@ -89,13 +89,15 @@ class Case:
             returned = self.call(batch, function)
         except UnsupportedInput:
             raise
-        except Exception as error:  # whatever a kernel raises is a finding, not our traceback
+        except (Exception, SystemExit) as error:  # whatever a kernel raises is a finding, not our traceback
             told = str(error).strip().splitlines()[:1]
             raise KernelFault("crash", f"{type(error).__name__}: {''.join(told)}") from error
         results = self._checked(returned, batch)
         for values in results.values():
-            if any(values.untyped_storage().data_ptr() == o.untyped_storage().data_ptr() for o in self.buffers if values.numel()):
-                raise KernelFault("memory", "returned the buffer of an earlier call, whose result the caller may still hold")
+            if any(_share(values, earlier) for earlier in self.buffers):
+                of_input = any(_share(values, given) for given in batch.args if isinstance(given, torch.Tensor))
+                of_call = "the buffer of an earlier call, whose result the caller may still hold"
+                raise KernelFault("memory", f"returned {'a view of its input, which the caller may change' if of_input else of_call}")
         self.buffers.extend(results.values())
         return results
 
@@ -109,7 +111,7 @@ class Case:
         outputs, contract = self.operation.outputs, self.contract_for(batch.logits.dtype)
         values = returned if isinstance(returned, tuple | list) else (returned,)
         if len(values) != len(outputs):
-            raise KernelFault("wrong", f"returned {len(values)} values, not {', '.join(output.name for output in outputs)}")
+            raise KernelFault("wrong", f"returned {len(values)} of its outputs, {', '.join(output.name for output in outputs)}")
         for output, value in zip(outputs, values, strict=True):
             declared = contract.input.torch if output.dtype == "input" else contract.output.torch
             dtypes = (torch.int64, torch.int32) if output.dtype == "index" else (declared,)
@@ -198,6 +200,10 @@ class Case:
         if "row_sum_one" in self.operation.traits:
             right = right & ((values.sum(-1, keepdim=True) - 1).abs() <= sum_error(values.shape[1], contract))
         return ((values - loose.value).abs() <= loose.bound) & right
+
+
+def _share(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool(one.numel()) and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _problem(value: Any, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], logits: torch.Tensor) -> str:

@@ -84,9 +84,7 @@ def prepare(choice: str) -> str:
     if name != "cpu" and not name.startswith("cuda"):
         raise UsageError(f"unknown device {choice!r}; use auto, cpu, cuda or cuda:N")
     if name != "cpu" and not gpu_available():
-        raise UsageError(
-            f"device {choice!r} asked for, but torch sees no GPU; use --stabcheck-device=cpu to run through Triton's interpreter"
-        )
+        raise UsageError(f"device {choice!r} asked for, but torch sees no GPU; use cpu to run through Triton's interpreter")
     if name == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
     return name

@@ -61,12 +61,11 @@ class Finding:
         if self.detail:
             lines += _wrapped("  cause    ", self.detail)
         if not all(map(math.isnan, (w.got, w.expected, w.bound))):  # a fault has no numbers
-            bound = "any finite value" if w.bound == ANY_FINITE else "" if math.isnan(w.bound) else f"bound {w.bound:.2g}"
             place = f"({w.row}, {w.column})" if w.column is not None else f"row {w.row}"
-            lines.append(f"  got      {w.got:.9g} at {place}".ljust(38) + f"expected {w.expected:.9g}".ljust(24) + bound)
+            lines.append(_columns(f"  got      {w.got:.9g} at {place}", f"expected {w.expected:.9g}", _bound(w)))
         if w.model:
             lines += _wrapped("  note     ", self._note(w.model))
-        lines.append(f"  rows     {w.failed_rows} of {w.rows} {self.kind}".ljust(38) + self._history())
+        lines.append(_columns(f"  rows     {w.failed_rows} of {w.rows} {self.kind}", self._history()))
         if self.files:
             lines.append(f"  replay   {self.replay_command()}" + (f"\n  script   {self.files[1]}" if len(self.files) > 1 else ""))
         lines += [other.text() for other in self.others]
@@ -122,6 +121,17 @@ _TYPES = {kind: _type_of(kind) for kind in KINDS}
 def broken(finding: Finding) -> Broken:
     """The exception of the finding's kind."""
     return _TYPES[finding.kind](finding)
+
+
+def _bound(w: Witness) -> str:
+    if w.bound == ANY_FINITE:
+        return "any finite value" if math.isfinite(w.expected) else ""
+    return "" if math.isnan(w.bound) else f"bound {w.bound:.2g}"
+
+
+def _columns(first: str, second: str, third: str = "") -> str:
+    """Aligned where they fit, and apart where they do not."""
+    return f"{first:<36}  {second:<22}  {third}"
 
 
 def _wrapped(label: str, text: str) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from stabcheck.baselines import check as check_baselines
 from stabcheck.changes import split
 from stabcheck.devices import gpu_available, prepare
 from stabcheck.errors import UsageError
@@ -23,8 +24,8 @@ from stabcheck.markdown import markdown
 from stabcheck.mutants import self_test
 from stabcheck.registry import Kernel
 from stabcheck.report import find_benches, write_reports
-from stabcheck.results import COULD_NOT_RUN, HELD, Report, document, judgement, load, write
-from stabcheck.sessions import COMMON, PYTEST_EXITS, spread
+from stabcheck.results import COULD_NOT_RUN, HELD, Report, cleared, document, judgement, load, write
+from stabcheck.sessions import COMMON, NO_TESTS, NOTHING_SELECTED, PYTEST_EXITS, spread
 from stabcheck.targets import BUILT_IN
 from stabcheck.targets import load as load_targets
 
@@ -57,35 +58,27 @@ def run_gate(gate: Gate, more: Sequence[str], console: Console) -> int:
     kernels = load_targets(gate.targets, gate.operation or None)
     touched, left_out = split(kernels, gate.since, gate.ledger, gate.baselines, gate.corpus) if gate.since else (kernels, [])
     about: dict[str, Any] = {"scope": {"since": gate.since, "left_out": [kernel.id for kernel in left_out]}}
-    _clear(gate.report_dir)
+    cleared(gate.report_dir, ("results.json", *REPORTS))  # of an earlier run, not to be taken for this one's
     path = gate.report_dir / "results.json"
     if not touched:
         return _finish(gate, document([], profile="gate") | about, HELD, console)
     about["mutants"] = self_test({kernel.operation for kernel in touched}, device, gate.report_dir) if gate.mutants else {}
     status = int(pytest.main(_arguments(gate, device, touched if gate.since else [], more)))
     if not path.is_file():
+        console.print(f"gate: {NOTHING_SELECTED}" if status == NO_TESTS else "gate: could not run; pytest says why above", markup=False)
         return PYTEST_EXITS.get(status, COULD_NOT_RUN) or COULD_NOT_RUN
     return _finish(gate, load([path]) | about, PYTEST_EXITS.get(status, COULD_NOT_RUN), console)
 
 
-def _clear(directory: Path) -> None:
-    """Remove the reports of an earlier run, which must not be taken for this one's. Raises UsageError where that cannot be done."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in ("results.json", *REPORTS):
-            (directory / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {directory}: {error.strerror}; choose another directory with --report-dir") from error
-
-
 def _check(gate: Gate, more: Sequence[str]) -> None:
     """Raise UsageError for a ledger that is wrong, for a path that was named and is not there, or for another profile."""
-    for path, default in ((gate.corpus, Gate.corpus), (gate.ledger, Gate.ledger)):
-        if path != default and not path.exists():
+    for path, default in ((gate.corpus, Gate.corpus), (gate.ledger, Gate.ledger), (gate.baselines, Gate.baselines)):
+        if path != default and not path.exists() and not (path == gate.baselines and gate.update):
             raise UsageError(f"there is no {path}; name one that is there, or leave the option out")
     if any(word.startswith("--hypothesis-profile") for word in more):
         raise UsageError("a gate has the profile gate, whose examples are the same in every run; use stabcheck run for another")
     load_ledger(gate.ledger)
+    check_baselines(gate.baselines)
 
 
 def _arguments(gate: Gate, device: str, only: Sequence[Kernel], more: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from stabcheck.registry import Kernel
 from stabcheck.reproducers import save
 from stabcheck.shrinking import shrink
 from stabcheck.strategies import drawn, space_for
+from stabcheck.targets import dotted
 from stabcheck.trial import Trial
 
 RERUNS = 3
@@ -130,7 +131,7 @@ def _test(trial: Trial, profile: str | None, asked: str | None) -> Callable[[], 
         trial(recipe)
 
     # Hypothesis keeps examples, and seeds derandomised runs, by the test's source; its own plugin sets this for parametrised tests.
-    key = f"{trial.law.name} {trial.kernel.target} {trial.kernel.id} {trial.dtype}"
+    key = f"{trial.law.name} {dotted(trial.kernel.target)} {trial.kernel.id} {trial.dtype}"
     drawn_test._hypothesis_internal_add_digest = key.encode()  # type: ignore[attr-defined]
     on_gpu = trial.device.is_gpu
     limits = LIMITS[on_gpu] | {"max_vocab": min(LIMITS[on_gpu]["max_vocab"], trial.law.max_vocab)}

@@ -181,6 +181,18 @@ def judgement(report: Report) -> tuple[int, str]:
     return HELD, f"held on {on}: {n['held']} of {ran} trials, no finding{known}"
 
 
+def cleared(directory: Path, names: Sequence[str] = ()) -> None:
+    """Make a directory for reports, and remove these files of it. Raises UsageError where nothing can be written there."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+        for name in names:
+            (directory / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {directory}: {error.strerror}; choose another directory with --report-dir") from error
+
+
 def many(n: int, what: str, several: str = "") -> str:
     """1 trial, 2 trials."""
     return f"{n} {what if n == 1 else several or what + 's'}"

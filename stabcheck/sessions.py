@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from stabcheck.devices import describe, prepare
 from stabcheck.errors import UsageError
 from stabcheck.operations import operation as find_operation
 from stabcheck.profiles import check_profile
-from stabcheck.results import COULD_NOT_RUN
+from stabcheck.results import COULD_NOT_RUN, cleared
 from stabcheck.targets import BUILT_IN, load
 
-PYTEST_EXITS = {0: 0, 1: 1, 2: 2, 3: 2, 4: 2, 5: COULD_NOT_RUN}
+NO_TESTS = 5  # pytest's exit status
+PYTEST_EXITS = {0: 0, 1: 1, 2: 2, 3: 2, 4: 2, NO_TESTS: COULD_NOT_RUN}
+NOTHING_SELECTED = "nothing was tested: no trial matches the selection; stabcheck list names operations, kernels and properties"
 COMMON = ["--pyargs", "stabcheck.properties", "--import-mode=importlib", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 
@@ -32,10 +35,13 @@ def run_suites(targets: Sequence[str], operation: str, device: str, profile: str
         find_operation(operation)
     _check_order(more)
     load(targets, operation or None)  # a wrong target is told in one line, before pytest starts
+    cleared(report_dir)
     arguments = [*COMMON, "-q", f"--rootdir={Path.cwd()}", f"--stabcheck-kernels={','.join(targets)}", f"--stabcheck-device={name}"]
     arguments += [f"--stabcheck-report-dir={report_dir}", *_optional("--stabcheck-operation", operation)]
     arguments += [*_optional("--hypothesis-profile", profile), *spread(more), *more]
-    return PYTEST_EXITS.get(int(pytest.main(arguments)), COULD_NOT_RUN)
+    if (status := int(pytest.main(arguments))) == NO_TESTS:
+        print(f"stabcheck: {NOTHING_SELECTED}", file=sys.stderr)
+    return PYTEST_EXITS.get(status, COULD_NOT_RUN)
 
 
 def spread(more: Sequence[str]) -> list[str]:

@@ -57,7 +57,7 @@ def _table(ran: Results) -> Iterator[str]:
             yield operation
         tallies = [r["tally"] for r in rs]
         worst = max(rs, key=lambda r: r["tally"]["total"]["utilisation"])
-        use = f"{worst['tally']['total']['utilisation']:.3f} {worst['property']}"
+        use = f"{_figure(worst['tally']['total']['utilisation'])} {worst['property']}"
         examples, rows, elements = (_short(sum(t[key] for t in tallies)) for key in ("examples", "rows", "elements"))
         compared, ill = (sum(t["total"][key] for t in tallies) for key in ("compared", "ill"))
         found = len({f["id"] for r in rs for f in r["findings"]})
@@ -121,6 +121,10 @@ def _wrapped(label: str, parts: list[str]) -> list[str]:
 def _lines(text: str) -> list[str]:
     """Words are never split: many are paths and names."""
     return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+
+
+def _figure(use: float) -> str:
+    return f"{use:.3f}" if use < 1000 else f"{use:.1e}"
 
 
 def _short(n: int) -> str:

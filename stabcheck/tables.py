@@ -15,7 +15,7 @@ def show_all(console: Console) -> None:
     """Print the operations, stabcheck's own kernels and the properties."""
     operations = Table("operation", "computes", "edge policies (default first)", title="operations")
     for op in all_operations().values():
-        operations.add_row(op.name, op.summary, "; ".join(f"{name}: {', '.join(answers)}" for name, answers in op.policies.items()))
+        operations.add_row(op.name, op.summary, "; ".join(f"{name}: {' | '.join(answers)}" for name, answers in op.policies.items()))
     kernels = Table("kernel", "dtypes", "declares", title=f"kernels of {BUILT_IN}")
     for k in load([BUILT_IN]):
         declared = [f"{name}={answer}" for name, answer in k.policies.items()]

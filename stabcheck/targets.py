@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +40,8 @@ def load(targets: Iterable[str], operation: str | None = None) -> list[Kernel]:
 
 def _load(target: str, operation: str | None) -> list[Kernel]:
     place, _, name = target.partition(":")
+    if place and not place.isidentifier() and Path(place).is_dir():
+        raise UsageError(f"{target} is a directory; name its files, or the package as it is imported")
     modules = _import(place, target, deep=not name)
     kernels = registered(m.__name__ for m in modules)
     if not name:
@@ -72,15 +75,12 @@ def _function(module: ModuleType, place: str, name: str) -> Function:
 def _import(place: str, target: str, deep: bool) -> list[ModuleType]:
     """The module, and if deep, for a package, its submodules but for mutants."""
     try:
-        module = _from_file(place) if place.endswith(".py") else importlib.import_module(place)
+        module = _from_file(place) if place.endswith(".py") else _from_here(place)
     except UsageError:
         raise
     except (Exception, SystemExit) as error:  # a user's module may raise anything while it is imported
-        cure = (
-            "check the path" if place.endswith(".py") else "install it or run where it can be imported; a file is given as path/to/file.py"
-        )
-        told = " ".join(str(error).split())
-        raise UsageError(f"cannot import {target}: {type(error).__name__}: {told}; {cure}") from error
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UsageError(f"cannot import {target}: {told}; {_cure(place, error)}") from error
     modules = [module]
     for sub in pkgutil.iter_modules(getattr(module, "__path__", ()) if deep else ()):
         if sub.name != "mutants" and not sub.name.startswith("_"):
@@ -88,9 +88,30 @@ def _import(place: str, target: str, deep: bool) -> list[ModuleType]:
     return modules
 
 
+def dotted(target: str) -> str:
+    """my_pkg/kernels.py:softmax as my_pkg.kernels:softmax: what goes by it does not change with the way a kernel is given."""
+    place, colon, name = target.partition(":")
+    return place.removesuffix(".py").removeprefix("src/").replace("/", ".") + colon + name
+
+
 def short(path: Path) -> str:
     """The path as a user would type it here."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _cure(place: str, error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError) and str(error.name) == place.partition(".")[0]:
+        return "install it or run where it can be imported; a file is given as path/to/file.py"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if place.endswith(".py") and Path(frame.filename) == Path(place).resolve()]
+    return f"mend {place}, line {own[-1].lineno}" if own else f"mend {place}"
+
+
+def _from_here(name: str) -> ModuleType:
+    """A module by its name, also one that lies in the current directory, as for python -m."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    return importlib.import_module(name)
 
 
 def _from_file(place: str) -> ModuleType:

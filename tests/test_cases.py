@@ -1,5 +1,7 @@
 """A case runs the kernel as its operation says, tells what is no output, and holds results against the reference."""
 
+import sys
+
 import pytest
 import torch
 from planted import CPU, kernel, nan, recipe, right
@@ -8,6 +10,14 @@ from stabcheck.cases import Case, KernelFault
 from stabcheck.recipe import Layout
 
 # ---- what a kernel may return
+
+
+def test_a_view_of_the_input_is_told_from_the_buffer_of_an_earlier_call():
+    case = Case(kernel(lambda x, t: x), CPU, recipe([0.0, 1.0]))
+    case.run()
+    with pytest.raises(KernelFault) as fault:
+        case.run()
+    assert (fault.value.kind, fault.value.detail) == ("memory", "returned a view of its input, which the caller may change")
 
 
 def run(function, **declared):
@@ -23,8 +33,9 @@ def run(function, **declared):
         (lambda x, t: x.to("meta"), "wrong", "returned a tensor on meta"),
         (lambda x: x, "crash", "TypeError"),
         (lambda x, t: 1 / 0, "crash", "ZeroDivisionError: division by zero"),
+        (lambda x, t: sys.exit("enough"), "crash", "SystemExit: enough"),
     ],
-    ids=["nothing", "shape", "dtype", "device", "signature", "raises"],
+    ids=["nothing", "shape", "dtype", "device", "signature", "raises", "exit"],
 )
 def test_what_is_no_output_is_a_fault_that_says_why(function, kind, told):
     with pytest.raises(KernelFault) as fault:

@@ -84,7 +84,13 @@ def test_run_writes_where_it_is_told(cli, tmp_path):
 
 
 def test_run_that_selects_nothing_ends_3(cli):
-    assert cli("run", "kernels.py", "--device=cpu", "-k", "nothing_of_this_name")[0] == 3
+    code, _, err = cli("run", "kernels.py", "--device=cpu", "-k", "nothing_of_this_name")
+    assert (code, "nothing was tested: no trial matches the selection" in err) == (3, True)
+
+
+def test_run_tells_beforehand_of_a_place_for_reports_that_cannot_be_written(cli):
+    code, _, err = cli("run", "kernels.py", "--device=cpu", "--report-dir=kernels.py/latest")
+    assert (code, "cannot write to kernels.py/latest" in only_line(err)) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,15 @@ def test_a_long_cause_keeps_its_names_whole():
     assert told[0].startswith("  cause    a compiler that says much a compiler") and len(told[0]) <= 80
 
 
+def test_long_figures_keep_apart():
+    text = finding(witness=Witness("wrong", 0, 20000, 0.000130269589, -1.00000002e30, 5.4e23, 1, 1, "")).text()
+    assert "  got      0.000130269589 at (0, 20000)  expected -1.00000002e+30  bound 5.4e+23" in text
+
+
+def test_an_infinity_expected_is_not_any_finite_value():
+    assert "any finite" not in finding(witness=Witness("non-finite", 0, 0, nan, inf, ANY_FINITE, 1, 1, "")).text()
+
+
 def test_what_was_compared_is_told():
     assert "  compared run 2 with run 1" in finding(witness=Witness("wrong", 0, 0, 1.0, 2.0, 0.0, 1, 1, "run 2 with run 1")).text()
 

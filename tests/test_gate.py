@@ -113,6 +113,27 @@ def test_an_unchanged_repository_passes_with_the_same_bytes_however_often_and_on
     assert repository.results["baselines"]["state"] == "compared"
 
 
+def test_kernels_named_by_module_or_by_file_draw_the_same(repository):
+    seen = set()
+    for targets in (TARGETS, ["kernels.fused", "kernels.other"]):
+        code, shown = repository.gate(targets=targets)
+        assert code == 0, shown
+        seen.add(str([(item["kernel"], item["property"], item["tally"]) for item in repository.results["items"]]))
+    assert len(seen) == 1
+
+
+def test_a_damaged_baseline_is_told_before_anything_runs(repository):
+    (file, *_) = (repository.path / "reports/baselines").rglob("*.json")
+    file.write_text("{")
+    code, shown = repository.gate()
+    assert (code, "cannot read the baseline" in shown, "stabcheck ===" in shown) == (2, True, False), shown
+
+
+def test_a_gate_that_selects_nothing_says_so(repository):
+    code, shown = repository.gate(laws=["-k", "nothing"])
+    assert (code, "gate: nothing was tested: no trial matches the selection" in shown) == (3, True), shown
+
+
 def test_numbers_written_in_a_kernels_module_do_not_change_what_is_drawn(repository):
     """Hypothesis mixes literals of the modules under test into what it draws, but for byte strings; baselines would move with them."""
     assert repository.gate()[0] == 0
@@ -125,7 +146,7 @@ def test_numbers_written_in_a_kernels_module_do_not_change_what_is_drawn(reposit
 def test_a_pull_request_that_breaks_a_kernel_fails_with_the_finding_in_the_markdown(repository):
     code, shown = repository.write({"kernels/fused.py": BROKEN}).commit().gate()
     assert code == 1
-    (id,) = {f["id"] for item in repository.results["items"] for f in item["findings"] if f["property"] == "accuracy"}
+    id = min(f["id"] for item in repository.results["items"] for f in item["findings"] if f["property"] == "accuracy")
     assert f"BROKEN  accuracy · temperature_softmax[fused] · fp32 · interpreter       id {id}" in repository.markdown
     assert f"stabcheck replay reports/latest/{id}.json --kernels kernels/fused.py" in repository.markdown
     assert re.search(r"^gate: BROKEN on CPU \(interpreter\): ", shown, re.M)
@@ -133,7 +154,7 @@ def test_a_pull_request_that_breaks_a_kernel_fails_with_the_finding_in_the_markd
 
 def test_a_fix_turns_the_reproducer_into_a_passing_test_that_fails_if_the_bug_returns(repository):
     repository.write({"kernels/fused.py": BROKEN}).gate()
-    (id,) = {f["id"] for item in repository.results["items"] for f in item["findings"] if f["property"] == "accuracy"}
+    id = min(f["id"] for item in repository.results["items"] for f in item["findings"] if f["property"] == "accuracy")
     (repository.path / "reports/corpus").mkdir()
     shutil.copy(repository.path / f"reports/latest/{id}.json", repository.path / "reports/corpus")  # committed as CI found it
     nothing_else = ["-k", id]
@@ -276,7 +297,9 @@ def test_an_earlier_report_does_not_outlive_a_gate_that_could_not_run(repository
     assert not (repository.path / "reports/latest/gate.md").exists()
 
 
-@pytest.mark.parametrize("options", [["--corpus", "reports/corpsu"], ["--ledger", "leger.toml"], ["--hypothesis-profile=cpu"]])
+@pytest.mark.parametrize(
+    "options", [["--corpus", "reports/corpsu"], ["--ledger", "leger.toml"], ["--baselines", "basline"], ["--hypothesis-profile=cpu"]]
+)
 def test_a_path_that_is_not_there_or_another_profile_is_wrong_use(repository, options):
     assert repository.gate(*options, laws=["-k", "accuracy"])[0] == 2
 

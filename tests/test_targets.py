@@ -6,7 +6,7 @@ import pytest
 
 from stabcheck import registry
 from stabcheck.errors import UsageError
-from stabcheck.targets import load
+from stabcheck.targets import dotted, load
 
 KERNEL = """
 import stabcheck
@@ -95,6 +95,22 @@ def test_a_reproducer_can_name_where_a_file_is(folder):
     assert load([str(path)])[0].target == f"{path}:first"
 
 
+@pytest.mark.parametrize("target", ["my_pkg/kernels.py:one", "src/my_pkg/kernels.py:one", "my_pkg.kernels:one"])
+def test_a_kernel_goes_by_one_name_however_it_is_given(target):
+    assert dotted(target) == "my_pkg.kernels:one"
+
+
+def test_an_error_in_a_file_is_told_with_its_line(tmp_path):
+    (tmp_path / "raises.py").write_text("import math\n\nmath.sqrt(-1)\n")
+    with pytest.raises(UsageError, match=r"cannot import .*raises.py: ValueError: .*; mend .*raises.py, line 3"):
+        load([str(tmp_path / "raises.py")])
+
+
+def test_a_directory_is_no_target(tmp_path):
+    with pytest.raises(UsageError, match="is a directory; name its files, or the package as it is imported"):
+        load([str(tmp_path)])
+
+
 @pytest.mark.parametrize(
     ("target", "told"),
     [
@@ -106,7 +122,7 @@ def test_a_reproducer_can_name_where_a_file_is(folder):
         ("pkg_under_test.one:plain", r"is not registered; say what it computes, e.g. --operation temperature_softmax"),
         ("", r"cannot import : ValueError"),
         (":first", r"cannot import :first: ValueError"),
-        ("..", r"cannot import \.\.: TypeError"),
+        ("..", r"\.\. is a directory; name its files"),
     ],
 )
 def test_a_wrong_target_is_told(folder, target, told):
