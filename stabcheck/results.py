@@ -20,6 +20,7 @@ PROPERTY = "stabcheck"  # the user property that carries an item's results throu
 HELD, BROKEN, COULD_NOT_RUN, STALE = 0, 1, 3, 4  # exit codes; 2 is wrong use
 OUTCOMES = ("passed", "failed", "skipped", "known", "unexpected pass")
 NEEDED = ("test", "kernel", "property", "dtype", "device", "arch", "outcome", "tally", "findings")
+SHOWN = 12  # of a long list
 Report = dict[str, Any]
 
 
@@ -156,7 +157,7 @@ def judgement(report: Report) -> tuple[int, str]:
     baselines, survived = report.get("baselines", {}), report.get("mutants", {}).get("survived", ())
     known = f", {n['known']} known to fail" if n["known"] else ""
     if n["findings"]:
-        return BROKEN, f"BROKEN on {on}: {many(n['findings'], 'finding')} in {many(ran, 'trial')}: {', '.join(findings(report))}"
+        return BROKEN, f"BROKEN on {on}: {many(n['findings'], 'finding')} in {many(ran, 'trial')}: {few(list(findings(report)))}"
     session = report.get("session", {})
     if lost := session.get("lost"):
         return BROKEN, f"ERROR on {on}: {len(lost)} of {n['trials'] + len(lost)} trials never reported, such as {lost[0]}"
@@ -191,6 +192,11 @@ def cleared(directory: Path, names: Sequence[str] = ()) -> None:
             (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write to {directory}: {error.strerror}; choose another directory with --report-dir") from error
+
+
+def few(parts: list[str]) -> str:
+    """The first of a list, and how many more there are."""
+    return ", ".join(parts[:SHOWN]) + (f" and {len(parts) - SHOWN} more" if len(parts) > SHOWN else "")
 
 
 def many(n: int, what: str, several: str = "") -> str:

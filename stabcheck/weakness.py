@@ -8,10 +8,9 @@ from typing import Any
 
 from stabcheck.errors import UsageError
 from stabcheck.regimes import names
-from stabcheck.results import Report, many
+from stabcheck.results import Report, few, many
 
 Items = list[dict[str, Any]]
-SHOWN = 12  # of a long list
 
 
 def weak(report: Report) -> list[str]:
@@ -58,7 +57,7 @@ def _left_out(session: dict[str, Any]) -> Iterator[str]:
     if n := session.get("deselected"):
         yield f"{many(n, 'trial')} deselected"
     if passed_over := session.get("passed_over"):
-        yield f"{many(len(passed_over), 'trial')} skipped beforehand: " + _few(passed_over)
+        yield f"{many(len(passed_over), 'trial')} skipped beforehand: " + few(passed_over)
 
 
 def _ill(items: Items) -> Iterator[str]:
@@ -91,12 +90,8 @@ def _gate(report: Report) -> Iterator[str]:
     if baselines.get("state") == "absent":
         yield f"no accuracy baselines for {baselines['arch']} in {baselines['directory']}: stabcheck gate --update records them"
     if known and (failing := [entry for entry in known if entry["state"] == "known"]):
-        yield f"known to fail ({len(failing)}): " + _few([f"{e['property']} · {e['kernel']} · {e['dtype']}, {e['issue']}" for e in failing])
+        yield f"known to fail ({len(failing)}): " + few([f"{e['property']} · {e['kernel']} · {e['dtype']}, {e['issue']}" for e in failing])
     if scope.get("left_out"):
-        yield f"left out, unchanged since {scope['since']}: " + _few(scope["left_out"])
+        yield f"left out, unchanged since {scope['since']}: " + few(scope["left_out"])
     if report.get("mutants") and not any(report["mutants"].values()):
         yield "no mutant could run here to prove that the laws notice something"
-
-
-def _few(parts: list[str]) -> str:
-    return ", ".join(parts[:SHOWN]) + (f" and {len(parts) - SHOWN} more" if len(parts) > SHOWN else "")

@@ -69,6 +69,12 @@ def test_a_missing_file_is_named_with_what_to_do(tmp_path):
         load([tmp_path / "nothing.json"])
 
 
+def test_many_findings_are_named_in_part():
+    found = [item(outcome="failed", findings=[{**NAN, "id": f"{k:06x}"}]) for k in range(20)]
+    told = judgement(report(*found))[1]
+    assert told.startswith("BROKEN on NVIDIA H200 (sm_90): 20 findings in 20 trials: 000000, ") and told.endswith(", 00000b and 8 more")
+
+
 def test_results_of_version_0_1_are_read():
     old = load([Path(__file__).parent / "data/results-0.1.json"])
     assert {(i["corpus"], *(str(i["tally"][part]) for part in ("ulps", "by_vocab", "by_magnitude"))) for i in old["items"]} == {
