@@ -13,9 +13,11 @@ from stabcheck.targets import BUILT_IN, load
 
 def show_all(console: Console) -> None:
     """Print the operations, stabcheck's own kernels and the properties."""
-    operations = Table("operation", "computes", "edge policies (default first)", title="operations")
+    operations = Table("operation", "what a kernel takes and returns", "policies and error models (default first)", title="operations")
     for op in all_operations().values():
-        operations.add_row(op.name, op.summary, "; ".join(f"{name}: {' | '.join(answers)}" for name, answers in op.policies.items()))
+        choices = {**op.policies, **({"error_model": tuple(op.error_models)} if len(op.error_models) > 1 else {})}
+        told = "; ".join(f"{name}: {' | '.join(answers)}" for name, answers in choices.items())
+        operations.add_row(op.name, op.signature or op.summary, told)
     kernels = Table("kernel", "dtypes", "declares", title=f"kernels of {BUILT_IN}")
     for k in load([BUILT_IN]):
         declared = [f"{name}={answer}" for name, answer in k.policies.items()]

@@ -191,7 +191,8 @@ def test_list_shows_operations_kernels_and_properties(cli):
     assert code == 0
     assert "temperature_softmax" in out
     assert "accuracy" in out and "offsets64" in out
-    assert "empty_row" in out
+    assert "empty_row: nan | zeros" in out and "shift_first | unshifted" in out
+    assert "draft_ids [R, K]" in out  # of verify_speculative: what a kernel takes, not what the laws make it from
 
 
 def test_doctor_tries_a_kernel_and_names_the_next_command(cli, monkeypatch):

@@ -135,6 +135,7 @@ class Operation:
     output:       dtype of its declared outputs unless the kernel says otherwise: "input" or "fp32".
     interpreted:  most rows of a batch through the interpreter, where programs run one after another: fewer for kernels of many steps.
     call:         how a kernel is called; its source stands in standalone scripts, so it uses torch only.
+    signature:    what a kernel takes and returns, where `call` makes something else of the operation's inputs and outputs.
     """
 
     name: str
@@ -149,6 +150,7 @@ class Operation:
     output: str = "input"
     interpreted: int = 24
     call: Callable[..., Any] = call
+    signature: str = ""
 
     def default_policies(self) -> dict[str, str]:
         """Each policy's default."""

@@ -181,6 +181,7 @@ def emissions(chain: Chain, accepted: torch.Tensor, contract: Contract) -> tuple
 OPERATION = Operation(
     name="verify_speculative",
     summary="logits [R, V], draft [R], coin [R], last [R] -> accepted [R], emitted [R], misplaced [R]",
+    signature="target_probs [R, K+1, V], draft_probs [R, K, V] or None, draft_ids [R, K], coins [R, K+1] -> accepted [R], ids [R, K+1]",
     inputs=(
         Input("draft", (0, LARGEST, SMALLEST), column=True),
         Input("coin", COINS),
