@@ -89,7 +89,7 @@ class Case:
             returned = self.call(batch, function)
         except UnsupportedInput:
             raise
-        except (Exception, SystemExit) as error:  # whatever a kernel raises is a finding, not our traceback
+        except Exception as error:  # whatever a kernel raises is a finding, not our traceback
             told = str(error).strip().splitlines()[:1]
             raise KernelFault("crash", f"{type(error).__name__}: {''.join(told)}") from error
         results = self._checked(returned, batch)
