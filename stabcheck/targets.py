@@ -100,7 +100,7 @@ def short(path: Path) -> str:
 
 
 def _cure(place: str, error: BaseException) -> str:
-    if isinstance(error, ModuleNotFoundError) and str(error.name) == place.partition(".")[0]:
+    if not place or (isinstance(error, ModuleNotFoundError) and f"{place}.".startswith(f"{error.name}.")):
         return "install it or run where it can be imported; a file is given as path/to/file.py"
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if place.endswith(".py") and Path(frame.filename) == Path(place).resolve()]

@@ -116,6 +116,7 @@ def test_a_directory_is_no_target(tmp_path):
     [
         ("no_such_module", r"cannot import no_such_module: ModuleNotFoundError.*; install it or run where it can be imported"),
         ("no/such/file.py", r"no file no/such/file.py; check the path"),
+        ("pkg_under_test.gone", r"cannot import pkg_under_test.gone: ModuleNotFoundError.*; install it or run where it can be imported"),
         ("pkg_under_test.empty", r"pkg_under_test.empty registers no kernel; decorate one with @stabcheck.kernel"),
         ("pkg_under_test.one:frist", r"pkg_under_test.one has no function 'frist'; it has first"),
         ("pkg_under_test.one:number", r"pkg_under_test.one has no function 'number'"),
