@@ -4,8 +4,9 @@ Token `id` reads word (id >> 10) & 3 of the Philox call whose key is the row's s
 position lo, position hi, role): a call serves four runs of 1024 ids, so a tile of 4096 ids is four runs with one call per lane.
 `sampling_noise` has the same definition in torch and fp64, and the error of this one.
 
-A word is a side (its lowest bit) and k (the rest): w = (k + ½) · 2^-32 < ½ and E = −log(w) or −log(1 − w), both with full relative
-precision. Where k < 128, 32 more bits from the role + 2^16 refine w. The winner of −E and z is argmin E · exp(−z): no second logarithm.
+A word h is u = (h + ½) · 2^-32, and E = −log(1 − u). With w = (k + ½) · 2^-32, k the steps from h to the nearer end, that is −log(1 − w)
+in the lower half and −log(w) in the upper, both with full relative precision. Where k < 128, 32 more bits from the role + 2^16 refine w.
+The winner of −E and z is argmin E · exp(−z): no second logarithm.
 """
 
 from __future__ import annotations
@@ -36,15 +37,21 @@ def philox(counter, position, role, seed):
 
 
 @triton.jit
-def coarse(word):
-    """2^33 · w = 2k + 1."""
-    return (word | 1).to(tl.float32)
+def steps(word):
+    """k: from the word to the nearer end."""
+    return tl.minimum(word, word ^ 0xFFFFFFFF)
 
 
 @triton.jit
-def refined(w, word, more):
+def coarse(k):
+    """2^33 · w = 2k + 1."""
+    return (k * 2 + 1).to(tl.float32)
+
+
+@triton.jit
+def refined(w, k, more):
     """2^33 · w = 2k + (2 · more + 1) · 2^-32 where k < 128, else as it was."""
-    return tl.where(word < 256, (word & 254).to(tl.float32) + (more.to(tl.float32) * 2.0**-31 + 2.0**-32), w)
+    return tl.where(k < 128, (k * 2).to(tl.float32) + (more.to(tl.float32) * 2.0**-31 + 2.0**-32), w)
 
 
 @triton.jit
@@ -54,10 +61,10 @@ def exponential(word, w):
     −log2(1 − s)/s is a minimax polynomial, its error 2^-22.7.
     """
     bits = w.to(tl.int32, bitcast=True)
-    own = (word & 1) != 0
+    upper = word >= 2147483648
     mantissa = ((bits & 0x7FFFFF) | 0x3F000000).to(tl.float32, bitcast=True)  # [½, 1)
     n = 159.0 - (bits & 0x7F800000).to(tl.float32) * 2.0**-23  # w is 2^33 w, and exponents have a bias of 126
-    s = tl.where(own, 1.0 - mantissa, w * 2.0**-33)
+    s = tl.where(upper, 1.0 - mantissa, w * 2.0**-33)
     p = 1.7094943523406982 * s - 1.56033194065094
     p = p * s + 1.1331368684768677
     p = p * s + 0.054848648607730865
@@ -65,7 +72,13 @@ def exponential(word, w):
     p = p * s + 0.4787765443325043
     p = p * s + 0.721400260925293
     p = p * s + 1.4426947832107544
-    return p * s + tl.where(own, n, 0.0)
+    return p * s + tl.where(upper, n, 0.0)
+
+
+@triton.jit
+def floor(word):
+    """2^32 · u, and u ≤ E: a bound without a logarithm."""
+    return word.to(tl.float32)
 
 
 @triton.jit
@@ -74,9 +87,10 @@ def exponentials_of_ids(ids, seed, position, role):
     counter = ((ids >> 12) << 10) | (ids & 1023)
     which = (ids >> 10) & 3
     word = _chosen(which, philox(counter, position, role, seed))
-    w = coarse(word)
-    if tl.min(word, 0) < 256:
-        w = refined(w, word, _chosen(which, philox(counter, position, role + 65536, seed)))
+    k = steps(word)
+    w = coarse(k)
+    if tl.min(k, 0) < 128:
+        w = refined(w, k, _chosen(which, philox(counter, position, role + 65536, seed)))
     return exponential(word, w)
 
 
@@ -90,9 +104,10 @@ def exponentials_of_runs(tile, lanes, seed, position, role):
     """E / ln 2 of lanes [BLOCK] of the four runs of a tile."""
     counter = tile * 1024 + lanes
     a, b, c, d = philox(counter, position, role, seed)
-    w_a, w_b, w_c, w_d = coarse(a), coarse(b), coarse(c), coarse(d)
-    if tl.min(tl.minimum(tl.minimum(a, b), tl.minimum(c, d)), 0) < 256:
+    k_a, k_b, k_c, k_d = steps(a), steps(b), steps(c), steps(d)
+    w_a, w_b, w_c, w_d = coarse(k_a), coarse(k_b), coarse(k_c), coarse(k_d)
+    if tl.min(tl.minimum(tl.minimum(k_a, k_b), tl.minimum(k_c, k_d)), 0) < 128:
         more = philox(counter, position, role + 65536, seed)
-        w_a, w_b = refined(w_a, a, more[0]), refined(w_b, b, more[1])
-        w_c, w_d = refined(w_c, c, more[2]), refined(w_d, d, more[3])
+        w_a, w_b = refined(w_a, k_a, more[0]), refined(w_b, k_b, more[1])
+        w_c, w_d = refined(w_c, k_c, more[2]), refined(w_d, k_d, more[3])
     return exponential(a, w_a), exponential(b, w_b), exponential(c, w_c), exponential(d, w_d)

@@ -10,14 +10,14 @@ import triton.language as tl
 
 from stabcheck.kernels.filtering_candidates_device import log2_of, scaling
 from stabcheck.kernels.filtering_general_device import kept
-from stabcheck.kernels.noise_device import exponentials_of_ids, exponentials_of_runs
+from stabcheck.kernels.noise_device import exponentials_of_ids, exponentials_of_runs, floor, philox
 from stabcheck.kernels.online_device import load_logits
 
 
 @triton.jit
-def _race(e, logits, shift, scale, rate):
+def _race(e, logits, scales):
     """R = E · exp((m − x)/t); inf for −inf."""
-    return e * tl.exp2(-log2_of(logits, shift, scale, rate))
+    return e * tl.exp2(-log2_of(logits, scales[0], scales[1], scales[2]))
 
 
 @triton.jit
@@ -34,42 +34,77 @@ def _runs(x, x_col, tile, lanes, vocab):
 def winner(x, x_col, tile, lanes, vocab, t, greedy, seed, position, role):
     """(m, R, place) of some lanes of a tile: their maximum, the least R relative to it, and where in the tile that is first."""
     _, a, b, c, d = _runs(x, x_col, tile, lanes, vocab)
-    m = tl.max(tl.maximum(tl.maximum(a, b), tl.maximum(c, d)), 0)
     if greedy:
-        r_a, r_b, r_c, r_d = tl.where(a == m, 0.0, 1.0), tl.where(b == m, 0.0, 1.0), tl.where(c == m, 0.0, 1.0), tl.where(d == m, 0.0, 1.0)
+        m, least = _top(a, b, c, d), 0.0
+        last = tl.where(c == m, lanes + 2048, tl.where(d == m, lanes + 3072, 4095))
+        first = tl.min(tl.where(a == m, lanes, tl.where(b == m, lanes + 1024, last)), 0)
     else:
-        shift, scale, rate = scaling(m, t)
-        e_a, e_b, e_c, e_d = exponentials_of_runs(tile, lanes, seed, position, role)
-        r_a, r_b, r_c, r_d = (
-            _race(e_a, a, shift, scale, rate), _race(e_b, b, shift, scale, rate),
-            _race(e_c, c, shift, scale, rate), _race(e_d, d, shift, scale, rate),
-        )  # fmt: skip
-    least = tl.min(tl.minimum(tl.minimum(r_a, r_b), tl.minimum(r_c, r_d)), 0)
-    last = tl.where(r_c == least, lanes + 2048, tl.where(r_d == least, lanes + 3072, 4095))
-    first = tl.where(r_a == least, lanes, tl.where(r_b == least, lanes + 1024, last))
-    return m, least, tl.min(first, 0)
+        words = philox(tile * 1024 + lanes, position, role, seed)  # while the logits are on their way
+        m = _top(a, b, c, d)
+        scales = scaling(m, t)
+        lowest = tl.minimum(
+            tl.minimum(_race(floor(words[0]), a, scales), _race(floor(words[1]), b, scales)),
+            tl.minimum(_race(floor(words[2]), c, scales), _race(floor(words[3]), d, scales)),
+        )
+        least, first = _least(lowest, scales, x, x_col, tile, lanes, vocab, seed, position, role)
+    return m, least, first
+
+
+@triton.jit
+def _top(a, b, c, d):
+    return tl.max(tl.maximum(tl.maximum(a, b), tl.maximum(c, d)), 0)
+
+
+@triton.jit
+def _least(lowest, scales, x, x_col, tile, lanes, vocab, seed, position, role):
+    """(R, place) of the least R of a tile's lanes, from the lowest of each lane's four u · exp(−z), which are at most R, as u ≤ E.
+
+    Only a lane whose lowest is at most the least R so far needs logarithms: one lane, mostly. One that overflows has no winner, since
+    R of the maximum is below 2^7. Lowest ones are compared by their bits, which for floats ≥ 0 is the same; the last ten hold the lane.
+    """
+    keys = (lowest.to(tl.int32, bitcast=True) & -1024) | lanes
+    key = tl.min(keys, 0)
+    least, first = tl.full([], float("inf"), tl.float32), tl.full([], 0, tl.int32)
+    while _of_key(key) <= least:
+        places = (key & 1023) + tl.arange(0, 4) * 1024
+        ids = tile * 4096 + places
+        r = _race(exponentials_of_ids(ids, seed, position, role), load_logits(x, ids, x_col, vocab), scales)
+        r_least = tl.min(r, 0)
+        place = tl.min(tl.where(r == r_least, places, 4095), 0)
+        first = tl.where(r_least < least, place, tl.where(r_least == least, tl.minimum(first, place), first))
+        least = tl.minimum(least, r_least)
+        keys = tl.where(keys == key, 0x7F800000, keys)
+        key = tl.min(keys, 0)
+    return least, first
+
+
+@triton.jit
+def _of_key(key):
+    """At most the lowest u · exp(−z) / ln 2: 2^-18 less, where roundings of both sides are below 2^-20. NaN for inf."""
+    lowest = (key & -1024).to(tl.float32, bitcast=True)
+    return tl.where(key < 0x7F800000, lowest * (1.44269 * 2.0**-32), float("nan"))
 
 
 @triton.jit
 def winner_among(values, ids, chosen, m, t, seed, position, role, vocab):
     """The winner among the chosen of candidates [128]."""
-    shift, scale, rate = scaling(m, t)
-    r = _race(exponentials_of_ids(ids, seed, position, role), values, shift, scale, rate)
+    r = _race(exponentials_of_ids(ids, seed, position, role), values, scaling(m, t))
     least = tl.min(tl.where(chosen, r, float("inf")), 0)
     return tl.min(tl.where(least == float("inf"), 0, tl.where(chosen & (r == least), ids, vocab - 1)), 0)
 
 
 @triton.jit
-def _lead(best, ids, e, logits, cols, keep, shift, scale, rate):
+def _lead(best, ids, e, logits, cols, keep, scales):
     """Each lane's leader so far, after a run more."""
-    r = tl.where(keep, _race(e, logits, shift, scale, rate), float("inf"))
+    r = tl.where(keep, _race(e, logits, scales), float("inf"))
     return tl.minimum(best, r), tl.where(r < best, cols, ids)
 
 
 @triton.jit
 def winner_kept(x, x_col, vocab, tau, cut, m, t, bound, seed, position, role):
     """The winner of a row among what is kept, tile by tile; a tile that keeps nothing needs no noise."""
-    shift, scale, rate = scaling(m, t)
+    scales = scaling(m, t)
+    shift, scale, rate = scales
     best = tl.full([1024], float("inf"), tl.float32)
     ids = tl.zeros([1024], tl.int32)
     lanes = tl.arange(0, 1024)
@@ -81,8 +116,8 @@ def winner_kept(x, x_col, vocab, tau, cut, m, t, bound, seed, position, role):
         in_d = kept(d, cols + 3072, log2_of(d, shift, scale, rate), tau, cut, m, bound)
         if tl.max((in_a | in_b | in_c | in_d).to(tl.int32), 0) > 0:
             e_a, e_b, e_c, e_d = exponentials_of_runs(start // 4096, lanes, seed, position, role)
-            best, ids = _lead(best, ids, e_a, a, cols, in_a, shift, scale, rate)
-            best, ids = _lead(best, ids, e_b, b, cols + 1024, in_b, shift, scale, rate)
-            best, ids = _lead(best, ids, e_c, c, cols + 2048, in_c, shift, scale, rate)
-            best, ids = _lead(best, ids, e_d, d, cols + 3072, in_d, shift, scale, rate)
+            best, ids = _lead(best, ids, e_a, a, cols, in_a, scales)
+            best, ids = _lead(best, ids, e_b, b, cols + 1024, in_b, scales)
+            best, ids = _lead(best, ids, e_c, c, cols + 2048, in_c, scales)
+            best, ids = _lead(best, ids, e_d, d, cols + 3072, in_d, scales)
     return tl.min(tl.where(best == tl.min(best, 0), ids, vocab - 1), 0)

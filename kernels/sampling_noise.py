@@ -1,17 +1,17 @@
 """The noise of the sampling kernels in torch and fp64: what their draws are defined by, and held against.
 
 One exponential variate E per (seed, position, role, token id); a row draws argmax z_i − log E_i over what is kept, which is token i with
-probability softmax(z)_i. E is made of one word h of Philox4x32-10 (`noise_device` has the layout):
+probability softmax(z)_i. E is made of one word h of Philox4x32-10 (`noise_device` has the layout), as −log(1 − u) of u = (h + ½) · 2^-32:
 
-    w = (h // 2 + ½) · 2^-32 in (0, ½), and 32 bits more where h // 2 < 128;  E = −log(w) if h is odd, else −log(1 − w)
+    w = (k + ½) · 2^-32 in (0, ½), k = min(h, 2^32 − 1 − h), and 32 bits more where k < 128;  E = −log(1 − w) if h < 2^31, else −log(w)
 
 so E is never 0 or infinite, both of its tails have full relative precision, and the far one reaches E = 2^-65: an event of probability
 2^-40 happens with that probability. Draft, target and acceptance coins of one position read different roles, hence independent noise.
 
 The kernels evaluate E in fp32, with a relative error below NOISE_ERROR. In units of u = 2^-24: w has 1, the conversion of its 32 bits (2
 where 32 more refine it). −log2(1 − s) = s·P(s) has 4.6, 2.5 of the polynomial, the rest of Horner's rule, as a scan of s in [0, ½] shows.
-  side 0   E/ln 2 = −log2(1 − w): the error of w times w/((1 − w)(−log(1 − w))) ≤ 1.45, where w is refined times 1; 4.6          ≤ 6.6
-  side 1   E/ln 2 = n − log2(1 − s) ≥ 1, s exact: the error of w over ln 2, 4.6 of what is at most E/ln 2, and 1 of the sum        ≤ 8.5
+  lower half  E/ln 2 = −log2(1 − w): the error of w times w/((1 − w)(−log(1 − w))) ≤ 1.45, where w is refined times 1; 4.6       ≤ 6.6
+  upper half  E/ln 2 = n − log2(1 − s) ≥ 1, s exact: the error of w over ln 2, 4.6 of what is at most E/ln 2, and 1 of the sum     ≤ 8.5
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def exponentials(seed: torch.Tensor, position: torch.Tensor, vocab: int, role: i
     ids = torch.arange(vocab, device=seed.device)
     counter, which = ((ids >> 12) << 10) | (ids & 1023), (ids >> 10) & 3
     word = _words(counter, which, seed, position, role)
-    k = word >> 1
+    k = torch.minimum(word, _MASK - word)
     w = k.double().add_(0.5).mul_(2.0**-32)
     if bool((k < 128).any()):
         fine = _words(counter, which, seed, position, role + _FINE).double().add_(0.5).mul_(2.0**-32)
         w = torch.where(k < 128, (k.double() + fine) * 2.0**-32, w)
-    return torch.where(word & 1 == 1, -torch.log(w), -torch.log1p(-w))
+    return torch.where(word > k, -torch.log(w), -torch.log1p(-w))
 
 
 def coins(seed: torch.Tensor, position: torch.Tensor, count: int) -> torch.Tensor:

@@ -39,9 +39,9 @@ def philox(counter, key):
 
 def exponential(h, more):
     """E of a word and the 32 bits that refine it."""
-    k = h >> 1
+    k = min(h, MASK - h)
     w = Fraction(2 * k + 1, 2**33) if k >= 128 else (k + Fraction(2 * more + 1, 2**33)) / 2**32
-    return -log(w) if h & 1 else -log1p(-w)
+    return -log(w) if h >= 2**31 else -log1p(-w)
 
 
 def words_of(seed, position, role, id):
@@ -96,16 +96,18 @@ def test_exponentials_are_exponential():
 def exponentials_of_words(out, words, more):
     at = tl.arange(0, 1024)
     h, fine = tl.load(words + at).to(tl.uint32), tl.load(more + at).to(tl.uint32)
-    tl.store(out + at, noise_device.exponential(h, noise_device.refined(noise_device.coarse(h), h, fine)))
+    k = noise_device.steps(h)
+    tl.store(out + at, noise_device.exponential(h, noise_device.refined(noise_device.coarse(k), k, fine)))
 
 
 def ends():
     """Words at both ends and at the change of precision, and any, with the bits that refine them."""
     h = torch.randint(0, 2**32, (1024,), generator=torch.Generator().manual_seed(0)) >> (torch.arange(1024) % 32)
     more = torch.randint(0, 2**32, (1024,), generator=torch.Generator().manual_seed(1))
-    h[:8], more[:8] = torch.tensor([0, 1, 0, 1, 2, 255, 254, 255]), torch.tensor([0, 0, MASK, MASK, 0, MASK, MASK, 0])
-    h[8:12] = torch.tensor([256, 257, MASK, MASK - 1])
-    h[12:16] = (2**33 + torch.tensor([-4, -2, 1, 3])) // 3  # near w = ⅓
+    h[512:] = MASK - h[:512]
+    h[:8], more[:8] = torch.tensor([0, MASK, 0, MASK, 1, 127, MASK - 127, 127]), torch.tensor([0, 0, MASK, MASK, 0, MASK, MASK, 0])
+    h[8:12] = torch.tensor([128, MASK - 128, 2**31, 2**31 - 1])
+    h[12:16] = (2**33 + torch.tensor([-4, -2, 1, 3])) // 6  # near w = ⅓
     return h.to(DEVICE), more.to(DEVICE)
 
 
@@ -130,7 +132,7 @@ def noise_both_ways(runs, few, ids, seed, position, role, tile):
     tl.store(few + at, noise_device.exponentials_of_ids(tl.load(ids + at), tl.load(seed), tl.load(position), role))
 
 
-REFINED = [(299, 1839), (120, 2827), (2663, 740), (6060, 1548), (6795, 2972), (11579, 156)]  # positions and ids of seed 7: h < 256
+REFINED = [(7070, 2331), (10373, 3868), (2663, 740), (6060, 1548), (6795, 2972), (11579, 156)]  # positions and ids of seed 7: k < 128
 
 
 @pytest.mark.parametrize(("seed", "position", "role", "tile"), [(-123456789012345, 5 << 33 | 7, 1, 2), (7, 11579, 0, 0), (7, 2663, 0, 0)])
@@ -152,8 +154,8 @@ def test_draws_change_sides_where_the_noise_says(top_k):
     a = long(*[id for _, id in REFINED])
     keys = long(*[7] * 6), long(*[position for position, _ in REFINED])
     words = [words_of(7, position, 0, id)[0] for position, id in REFINED]
-    assert max(words) < 256
-    assert {h & 1 for h in words} == {0, 1}
+    assert max(min(h, MASK - h) for h in words) < 128
+    assert {h >> 31 for h in words} == {0, 1}
     b = (a + 1500) % 4096
     log_e = exponentials(*keys, 4096).log()
     even = (log_e.gather(1, b[:, None]) - log_e.gather(1, a[:, None]))[:, 0]
