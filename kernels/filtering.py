@@ -94,8 +94,8 @@ def workspace(logits: torch.Tensor, level: int, filtered: bool) -> tuple[int, to
 
 
 def parts_of(logits: torch.Tensor) -> int:
-    """Programs that share a tile in the survey: on a GPU eight of one warp, which wait for no other; the interpreter likes few."""
-    return 8 if logits.is_cuda else 1
+    """Programs that share a tile in the survey: on a GPU four of one warp, which wait for no other; the interpreter likes few."""
+    return 4 if logits.is_cuda else 1
 
 
 def survey_grid(rows: int, parts: int) -> tuple[int, int, int]:

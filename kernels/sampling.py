@@ -116,9 +116,10 @@ def _check_pool(given: dict[str, torch.Tensor | None], index: torch.Tensor, logi
 def _early(logits: torch.Tensor) -> bool:
     """Whether `draw` is launched early, as measured on one H200, in µs, early / not, without filters and with top-k and top-p.
 
-    1 × 151936 6.9 / 8.4, 20.5 / 22.3     128 × 32768 16.3 / 18.3, 28.9 / 28.7     512 × 128256 164 / 152, 227 / 161: it takes up room
+    1 × 151936 7.7 / 9.3, 21.2 / 23.6     128 × 32768 15.0 / 16.6, 26.1 / 28.3     512 × 32768 34.4 / 35.8, 85.4 / 88.2
+    128 × 128256 34.1 / 35.6, 44.0 / 46.0     512 × 151936 125.1 / 125.8, 166 / 158: it takes up room
     """
-    return logits.shape[0] <= 132 and logits.numel() <= 1 << 23 and _can_launch_early(logits.device)
+    return logits.shape[0] <= 512 and logits.numel() <= 1 << 25 and _can_launch_early(logits.device)
 
 
 @lru_cache(maxsize=16)
@@ -138,7 +139,7 @@ def _launch(
     inputs = (logits, *tensors, out if index is None else index.contiguous())
     if level > 1:
         device.survey[survey_grid(rows, tiles * parts)](
-            *inputs, partials, groups, rows, *sizes, *options, wide, parts, early, num_warps=1, maxnreg=80
+            *inputs, partials, groups, rows, *sizes, *options, wide, parts, early, num_warps=1, maxnreg=96
         )
     device.draw[(rows,)](
         *inputs, partials, groups, scratch, out, *sizes, *options, spans_block(vocab, level), *pass_shape(logits, wide), wide, parts, early,
