@@ -55,6 +55,13 @@ def _flashinfer_logits() -> Run:
     return lambda logits, temperature, *_: sampling_from_logits(logits / temperature[:, None])
 
 
+def _flashinfer_one_temperature() -> Run:
+    """What it takes where every T is 1, and the division is left out."""
+    from flashinfer.sampling import sampling_from_logits
+
+    return lambda logits, *_: sampling_from_logits(logits)
+
+
 def _flashinfer_k_p() -> Run:
     from flashinfer.sampling import softmax, top_k_top_p_sampling_from_probs
 
@@ -100,6 +107,7 @@ SAMPLE = Benchmark(
         "torch race": lambda: _race,
         "torch.compile race": compiled(_race),
         "flashinfer": _flashinfer_logits,
+        "flashinfer, T = 1": _flashinfer_one_temperature,
         "flashinfer, k and p": _flashinfer_k_p,
         "flashinfer, k, p and min-p": _flashinfer_k_p_min_p,
     },

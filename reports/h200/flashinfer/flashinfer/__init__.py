@@ -1,0 +1,1 @@
+"""Stands in for the package flashinfer: its kernels, as `build.sh` compiled them from its headers."""
