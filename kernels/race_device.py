@@ -59,13 +59,13 @@ def _top(a, b, c, d):
 def _least(lowest, scales, x, x_col, tile, lanes, vocab, seed, position, role):
     """(R, place) of the least R of a tile's lanes, from the lowest of each lane's four u · exp(−z), which are at most R, as u ≤ E.
 
-    Only a lane whose lowest is at most the least R so far needs logarithms: one lane, mostly. One that overflows has no winner, since
+    Only a lane whose lowest is below the least R so far needs logarithms: one lane, mostly. One that overflows has no winner, since
     R of the maximum is below 2^7. Lowest ones are compared by their bits, which for floats ≥ 0 is the same; the last ten hold the lane.
     """
     keys = (lowest.to(tl.int32, bitcast=True) & -1024) | lanes
     key = tl.min(keys, 0)
     least, first = tl.full([], float("inf"), tl.float32), tl.full([], 0, tl.int32)
-    while _of_key(key) <= least:
+    while _of_key(key) < least:
         places = (key & 1023) + tl.arange(0, 4) * 1024
         ids = tile * 4096 + places
         r = _race(exponentials_of_ids(ids, seed, position, role), load_logits(x, ids, x_col, vocab), scales)
