@@ -1,4 +1,4 @@
-"""Device code of the noise: one exponential variate per token id, made of Philox4x32-10, and the race that draws with it.
+"""Device code of the noise: one exponential variate per token id, made of Philox4x32-10, for the races of `race_device`.
 
 Token `id` reads word (id >> 10) & 3 of the Philox call whose key is the row's seed and whose counter is ((id >> 12 << 10) | (id & 1023),
 position lo, position hi, role): a call serves four runs of 1024 ids, so a tile of 4096 ids is four runs with one call per lane.
@@ -76,9 +76,9 @@ def exponential(word, w):
 
 
 @triton.jit
-def floor(word):
-    """2^32 · u, and u ≤ E: a bound without a logarithm."""
-    return word.to(tl.float32)
+def uniform(word):
+    """2^32 · u to fp32, or half a step less; but never 0, nor above that of a refined word: 2^-33 is the least there is."""
+    return word.to(tl.float32) + 2.0**-33
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from stabcheck.kernels.filtering_candidates_device import log2_of, scaling
 from stabcheck.kernels.filtering_general_device import kept
-from stabcheck.kernels.noise_device import exponentials_of_ids, exponentials_of_runs, floor, philox
+from stabcheck.kernels.noise_device import exponentials_of_ids, exponentials_of_runs, philox, uniform
 from stabcheck.kernels.online_device import load_logits
 
 
@@ -43,8 +43,8 @@ def winner(x, x_col, tile, lanes, vocab, t, greedy, seed, position, role):
         m = _top(a, b, c, d)
         scales = scaling(m, t)
         lowest = tl.minimum(
-            tl.minimum(_race(floor(words[0]), a, scales), _race(floor(words[1]), b, scales)),
-            tl.minimum(_race(floor(words[2]), c, scales), _race(floor(words[3]), d, scales)),
+            tl.minimum(_race(uniform(words[0]), a, scales), _race(uniform(words[1]), b, scales)),
+            tl.minimum(_race(uniform(words[2]), c, scales), _race(uniform(words[3]), d, scales)),
         )
         least, first = _least(lowest, scales, x, x_col, tile, lanes, vocab, seed, position, role)
     return m, least, first
@@ -57,10 +57,11 @@ def _top(a, b, c, d):
 
 @triton.jit
 def _least(lowest, scales, x, x_col, tile, lanes, vocab, seed, position, role):
-    """(R, place) of the least R of a tile's lanes, from the lowest of each lane's four u · exp(−z), which are at most R, as u ≤ E.
+    """(R, place) of the least R of a tile's lanes, R over ln 2, from the lowest 2^32 · u · exp(−z) of each lane's four tokens.
 
-    Only a lane whose lowest is below the least R so far needs logarithms: one lane, mostly. One that overflows has no winner, since
-    R of the maximum is below 2^7. Lowest ones are compared by their bits, which for floats ≥ 0 is the same; the last ten hold the lane.
+    As u ≤ E, only a lane whose lowest, scaled, is below the least R so far needs logarithms: one lane, mostly. One that overflows has no
+    winner, since R of the maximum is below 2^7. Keys are the bits of the lowest, whose order is that of floats > 0; the last ten are the
+    lane. A NaN is such a key only where logits are NaN: u is not 0.
     """
     keys = (lowest.to(tl.int32, bitcast=True) & -1024) | lanes
     key = tl.min(keys, 0)
@@ -80,9 +81,8 @@ def _least(lowest, scales, x, x_col, tile, lanes, vocab, seed, position, role):
 
 @triton.jit
 def _of_key(key):
-    """At most the lowest u · exp(−z) / ln 2: 2^-18 less, where roundings of both sides are below 2^-20. NaN for inf."""
-    lowest = (key & -1024).to(tl.float32, bitcast=True)
-    return tl.where(key < 0x7F800000, lowest * (1.44269 * 2.0**-32), float("nan"))
+    """The lowest u · exp(−z) / ln 2 of a key's lane, 2^-18 less, where roundings of both sides are below 2^-20."""
+    return (key & -1024).to(tl.float32, bitcast=True) * (1.44269 * 2.0**-32)
 
 
 @triton.jit

@@ -167,6 +167,23 @@ def test_draws_change_sides_where_the_noise_says(top_k):
         assert torch.equal(ids, winner)
 
 
+# seeds and ids whose word is 0 at position 5
+ZERO = [(2020416, 2336), (2845786, 3651), (3459769, 3949), (3969686, 2497), (4756472, 1260), (5046362, 1271)]
+
+
+@pytest.mark.parametrize("vocab", (130, 4096, 8000))
+def test_a_word_of_zero_beyond_the_row_or_under_a_mask_hides_no_other_token(vocab):
+    """0 · exp(∞) would be NaN, which the interpreter's minimum keeps: a tile lost its winner."""
+    seed, position = long(*[seed for seed, _ in ZERO]), long(*[5] * 6)
+    assert all(words_of(seed, 5, 0, id)[0] == 0 for seed, id in ZERO)
+    logits = torch.randn(6, vocab, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    for row, (_, id) in enumerate(ZERO):
+        logits[row, id:][:1] = -inf
+    scores = logits.double() - exponentials(seed, position, vocab).log()
+    ids = sample(logits, torch.ones(6, device=DEVICE), None, None, None, seed, position)
+    assert torch.equal(ids, scores.argmax(-1))
+
+
 # ---- coins and drafts
 
 

@@ -1,4 +1,4 @@
-"""The functions of flashinfer.sampling that `stabcheck bench` times, with the buffers, defaults and launches of FlashInfer 0.7.2's own."""
+"""The functions of flashinfer.sampling that `stabcheck bench` times, with the buffers and launches of FlashInfer 0.7.2's own."""
 
 import ctypes
 from functools import lru_cache
@@ -14,6 +14,8 @@ _KERNELS.sample_k_p.argtypes = [ctypes.c_void_p] * 5 + _KEYED
 _KERNELS.sample_min_p.argtypes = [ctypes.c_void_p] * 4 + _KEYED
 for _name in ("renorm_k", "renorm_p"):
     getattr(_KERNELS, _name).argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_uint] * 2 + [ctypes.c_void_p] * 2
+
+_offset = 0
 
 
 def _call(name: str, *args: object) -> None:
@@ -43,24 +45,31 @@ def softmax(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
     return probs
 
 
-def sampling_from_logits(logits: torch.Tensor, seed: int = 7, offset: int = 0) -> torch.Tensor:
+def _key(increment: int) -> tuple[int, int]:
+    """(seed, offset), the offset of each call behind that of the last: how much of a row is read depends on them."""
+    global _offset
+    _offset += increment
+    return 7, _offset
+
+
+def sampling_from_logits(logits: torch.Tensor) -> torch.Tensor:
     ids = _ids(len(logits))
-    _call("sample", logits, ids, *logits.shape, seed, offset)
+    _call("sample", logits, ids, *logits.shape, *_key(logits.numel()))
     return ids
 
 
 def top_k_top_p_sampling_from_probs(
-    probs: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, filter_apply_order: str = "joint", seed: int = 7, offset: int = 0
+    probs: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, *, filter_apply_order: str
 ) -> torch.Tensor:
     assert filter_apply_order == "joint"
     ids = _ids(len(probs))
-    _call("sample_k_p", probs, top_k, top_p, ids, _valid(len(probs)), *probs.shape, seed, offset)
+    _call("sample_k_p", probs, top_k, top_p, ids, _valid(len(probs)), *probs.shape, *_key(32 * len(probs)))
     return ids
 
 
-def min_p_sampling_from_probs(probs: torch.Tensor, min_p: torch.Tensor, seed: int = 7, offset: int = 0) -> torch.Tensor:
+def min_p_sampling_from_probs(probs: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
     ids = _ids(len(probs))
-    _call("sample_min_p", probs, min_p, ids, _valid(len(probs)), *probs.shape, seed, offset)
+    _call("sample_min_p", probs, min_p, ids, _valid(len(probs)), *probs.shape, *_key(len(probs)))
     return ids
 
 
