@@ -98,8 +98,8 @@ def few_columns(state: State, hints: Hints) -> Iterator[State]:
 
 
 def fewer_columns(state: State, hints: Hints) -> Iterator[State]:
-    """Without a half, a quarter, … of the row, or of a stretch of equal columns."""
-    vocab = state.logits.shape[1]
+    """Without a half, a quarter, … of the row, or of a stretch of equal columns; with as many asked for, or fewer by as many."""
+    vocab, counted = state.logits.shape[1], _counted(state, hints)
     cuts = list(_spans(vocab, pieces=FEW))
     stretches = state.stretches()
     if len(stretches) <= 4 * FEW:
@@ -107,22 +107,31 @@ def fewer_columns(state: State, hints: Hints) -> Iterator[State]:
     index = torch.arange(vocab, device=state.logits.device)
     for start, stop in sorted(cuts, key=lambda c: c[0] - c[1]):
         if stop - start < vocab:
-            yield state.columns(torch.cat([index[:start], index[stop:]]), hints.operation)
+            fewer = state.columns(torch.cat([index[:start], index[stop:]]), hints.operation)
+            yield fewer
+            if counted and bool((state.inputs[counted] > stop - start).all()):
+                yield replace(fewer, inputs=fewer.inputs | {counted: fewer.inputs[counted] - (stop - start)})
+
+
+def _counted(state: State, hints: Hints) -> str | None:
+    """The input that says how many of the columns, if it is in use."""
+    vocab, inputs = state.logits.shape[1], state.inputs
+    return next((s.name for s in hints.operation.inputs if s.among and bool(((inputs[s.name] > 0) & (inputs[s.name] < vocab)).all())), None)
 
 
 def few_counted(state: State, hints: Hints) -> Iterator[State]:
     """Few columns, fewer of them asked for, and perhaps another share of the mass: one after the other, none of these may fail."""
     vocab, inputs = state.logits.shape[1], [s for s in hints.operation.inputs if bool((state.inputs[s.name] != s.default).any())]
-    counted = next((s.name for s in inputs if s.among and bool((state.inputs[s.name] < vocab).all())), None)  # in use
+    counted = _counted(state, hints)
     others = [s for s in inputs if isinstance(s.default, float) and not s.column and not s.ladder]
     for few in (3, 5):
         if counted and few < vocab:
-            kept = sorted({min(hints.column, vocab - 1), *range(few - 1)})
+            kept = [*range(few - 1), max(few - 1, min(hints.column, vocab - 1))]
             fewer = state.columns(torch.tensor(kept, device=state.logits.device), hints.operation)
             for count in range(1, len(kept)):
                 lower = fewer.with_input(counted, count)
                 yield lower
-                yield from (lower.with_input(spec.name, value) for spec in others for value in spec.values[:4])
+                yield from (lower.with_input(spec.name, value) for spec in others for value in spec.values)
 
 
 def one_value(state: State, hints: Hints) -> Iterator[State]:

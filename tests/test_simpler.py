@@ -166,5 +166,12 @@ def test_columns_and_the_count_of_them_fall_together():
     proposals = list(few_counted(start, Hints(0, 46, True, 1, filters)))
     assert {s.logits.shape[1] for s in proposals} == {3, 5}
     assert all(0 < s.inputs["top_k"].item() < s.logits.shape[1] and s.inputs["temperature"].item() == 1 for s in proposals)
-    assert {round(s.inputs["top_p"].item(), 6) for s in proposals} == {1.0, 0.9, 0.5, 0.1}
+    table = {torch.tensor(value).item() for value in filters.inputs[2].values}
+    assert {s.inputs["top_p"].item() for s in proposals} == table  # of ten equal tokens, 2 and 0.1 need p between: four, 2 and 0.3
     assert list(few_counted(state([0.0] * 9), hints())) == []  # nothing is counted
+    near = list(few_counted(start, Hints(0, 1, True, 1, filters)))
+    assert {s.logits.shape[1] for s in near} == {3, 5}  # also where the column is one of the first
+    cut = {(s.logits.shape[1], s.inputs["top_k"].item()) for s in fewer_columns(start, Hints(0, 46, True, 1, filters))}
+    assert {(26, 50), (26, 24), (51, 49)} <= cut
+    off = State(start.logits, start.inputs | {"top_k": torch.tensor([0])}, Layout(), seed=5)
+    assert {s.inputs["top_k"].item() for s in fewer_columns(off, Hints(0, 46, True, 1, filters))} == {0}
