@@ -77,7 +77,7 @@ def exponential(word, w):
 
 @triton.jit
 def uniform(word):
-    """2^32 · u to fp32, or half a step less; but never 0, nor above that of a refined word: 2^-33 is the least there is."""
+    """2^32 · u in fp32, or half a step less, but never 0: 2^-33 is what the least of the refined words has."""
     return word.to(tl.float32) + 2.0**-33
 
 

@@ -60,8 +60,8 @@ def _least(lowest, scales, x, x_col, tile, lanes, vocab, seed, position, role):
     """(R, place) of the least R of a tile's lanes, R over ln 2, from the lowest 2^32 · u · exp(−z) of each lane's four tokens.
 
     As u ≤ E, only a lane whose lowest, scaled, is below the least R so far needs logarithms: one lane, mostly. One that overflows has no
-    winner, since R of the maximum is below 2^7. Keys are the bits of the lowest, whose order is that of floats > 0; the last ten are the
-    lane. A NaN is such a key only where logits are NaN: u is not 0.
+    winner, since R of the maximum is below 2^7. Keys are the bits of the lowest, whose order is that of floats > 0, but for the last ten:
+    the lane. u is never 0, so one is NaN only where a logit is.
     """
     keys = (lowest.to(tl.int32, bitcast=True) & -1024) | lanes
     key = tl.min(keys, 0)

@@ -60,12 +60,13 @@ Pass = Callable[[State, Hints], Iterator[State]]
 
 
 def fewer_rows(state: State, hints: Hints) -> Iterator[State]:
-    """The failing row alone, with a neighbour where rows act on each other, or without some of the others."""
+    """The failing row alone, or the first, which laws on one row take, with a neighbour where rows act on each other, or some left out."""
     n = state.logits.shape[0]
     if n < 2:
         return
     row = min(hints.row, n - 1)
-    yield replace(state.rows([row]), seed=state.seed + row * hints.seed_step)
+    for alone in dict.fromkeys((row, 0)):
+        yield replace(state.rows([alone]), seed=state.seed + alone * hints.seed_step)
     if not hints.row_local and n > 2:
         yield state.rows(list(range(max(row - 1, 0), row + 1)))
         yield state.rows(list(range(row, min(row + 2, n))))
