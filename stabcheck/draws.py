@@ -110,7 +110,12 @@ def rows_to_draw(case: Case) -> Iterator[tuple[str, Batch]]:
         return
     row = case.batch.pick(slice(0, 1))
     yield "the first row", row
-    yield "the first row, tempered", row.with_inputs(temperature=spread(row.logits).float() / TEMPERED)
+    yield "the first row, tempered", tempered(row)
+
+
+def tempered(batch: Batch) -> Batch:
+    """The batch at the temperatures at which many tokens of a row may win."""
+    return batch.with_inputs(temperature=spread(batch.logits).float() / TEMPERED)
 
 
 def spread(logits: torch.Tensor) -> torch.Tensor:
@@ -216,7 +221,7 @@ def same_draws(case: Case, route: Function, what: str) -> Iterator[Comparison]:
     """
     if not case.batch.logits.numel():
         return
-    batch = with_all(case, case.batch, **OFF).with_inputs(temperature=spread(case.batch.logits).float() / TEMPERED)
+    batch = tempered(with_all(case, case.batch, **OFF))
     decided = (batch.logits < torch.inf).all(-1) & (batch.logits > -torch.inf).any(-1)
     differ = ((case.run(batch, route)["ids"] != case.run(batch)["ids"]) & decided).sum().double()[None]
     delta = 2 * (slope(case.contract, batch.inputs["temperature"]) + case.contract.profile.log + 4) * U * LARGEST_SCORE

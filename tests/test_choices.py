@@ -233,7 +233,7 @@ CAUGHT = {
     "slots": [
         (SAMPLE, sampler(sampling.by_slot), ""),
         (SAMPLE, sampler(lambda s, p, v: noise(s, p + (FIRST[: len(s)] > 2), v)), ""),
-        (SAMPLE, sampler(lambda s, p, v: noise(s, p + (FIRST[: len(s)] > 12), v)), "without filters, in 32 slots"),  # of batches of 12 rows
+        (SAMPLE, sampler(lambda s, p, v: noise(s, p + (FIRST[: len(s)] > 12), v)), "tempered, in 32 slots"),  # of batches of 12 rows
     ],
 }
 FAULTS = [(law, *fault, {}) if len(fault) == 3 else (law, *fault) for law, faults in CAUGHT.items() for fault in faults]
