@@ -122,9 +122,9 @@ def _counted(state: State, hints: Hints) -> str | None:
 
 def few_counted(state: State, hints: Hints) -> Iterator[State]:
     """Few columns, fewer of them asked for, and perhaps another share of the mass: one after the other, none of these may fail."""
-    vocab, inputs = state.logits.shape[1], [s for s in hints.operation.inputs if bool((state.inputs[s.name] != s.default).any())]
-    counted = _counted(state, hints)
-    others = [s for s in inputs if isinstance(s.default, float) and not s.column and not s.ladder]
+    vocab, counted = state.logits.shape[1], _counted(state, hints)
+    in_use = [s for s in hints.operation.inputs if bool((state.inputs[s.name] != s.default).any())]
+    others = [s for s in in_use if isinstance(s.default, float) and not s.column and not s.ladder]
     for few in (3, 5):
         if counted and few < vocab:
             kept = [*range(few - 1), max(few - 1, min(hints.column, vocab - 1))]

@@ -17,6 +17,12 @@ sys.path.append(str(Path(__file__).parent))  # for `planted`
 pytest_plugins = ["pytester"]
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """What a test draws does not depend on the run, nor on the tests before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def at_home(monkeypatch):
     """Leaves the environment and the randomness of this process as they were, whatever a nested session does."""

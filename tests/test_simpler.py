@@ -168,7 +168,7 @@ def test_columns_and_the_count_of_them_fall_together():
     assert {s.logits.shape[1] for s in proposals} == {3, 5}
     assert all(0 < s.inputs["top_k"].item() < s.logits.shape[1] and s.inputs["temperature"].item() == 1 for s in proposals)
     table = {torch.tensor(value).item() for value in filters.inputs[2].values}
-    assert {s.inputs["top_p"].item() for s in proposals} == table  # of ten equal tokens, 2 and 0.1 need p between: four, 2 and 0.3
+    assert {s.inputs["top_p"].item() for s in proposals} == table  # k = 2, p = 0.1 of ten equal tokens is k = 2, p = 0.3 of four
     assert list(few_counted(state([0.0] * 9), hints())) == []  # nothing is counted
     near = list(few_counted(start, Hints(0, 1, True, 1, filters)))
     assert {s.logits.shape[1] for s in near} == {3, 5}  # also where the column is one of the first

@@ -124,17 +124,13 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("route", ROUTES)
 def test_strides_change_nothing_and_in_place_writes_nothing_else(route, layout):
-    generator = torch.Generator().manual_seed(0)
-    logits, temperature = (torch.randn(5, 528, generator=generator).to(DEVICE), torch.rand(5, generator=generator).to(DEVICE))
-    plain = softmax(logits, temperature, route=route)
+    logits, temperature = torch.randn(5, 528, device=DEVICE), torch.rand(5, device=DEVICE)
     view = LAYOUTS[layout](5, 528)
     whole = view._base
     whole.fill_(42.0)
     view.copy_(logits)
     result = softmax(view, temperature, route=route)
-    # sums of 528 terms in two orders, 527 u each, each term rescaled once more (2 u), and the quotients
-    bound = (2 * 527 + 4 + 2) * 2.0**-24 * plain + torch.finfo(torch.float32).tiny
-    assert ((result - plain).abs() <= bound).all()
+    assert wrong_elements(result, logits, temperature) == []  # within the bound: lanes have other maxima, and their errors are of exponents
     assert softmax(view, temperature, route=route, out=view) is view
     assert same_bits(view, result)
     view.fill_(42.0)
