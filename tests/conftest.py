@@ -20,7 +20,8 @@ pytest_plugins = ["pytester"]
 @pytest.fixture(autouse=True)
 def seeded():
     """What a test draws does not depend on the run, nor on the tests before it."""
-    torch.manual_seed(0)
+    for generator in (torch.default_generator, *torch.cuda.default_generators):
+        generator.manual_seed(0)  # torch.manual_seed imports dynamo, which no process can import again after pytester forgot it
 
 
 @pytest.fixture
