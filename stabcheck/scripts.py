@@ -77,6 +77,7 @@ def kernel(target):
             spec = importlib.util.spec_from_file_location("kernel_under_test", place)
             module = importlib.util.module_from_spec(spec)
             sys.modules["kernel_under_test"] = module
+            sys.path.append(os.path.dirname(os.path.abspath(place)))  # what lies beside it can be imported, as for python FILE
             spec.loader.exec_module(module)
         else:
             sys.path.append(os.getcwd())  # a module may lie here, as for python -m

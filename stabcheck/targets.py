@@ -126,6 +126,9 @@ def _from_file(place: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     FILES[name] = short(path.resolve())  # one name however it was spelled: reproducers and the seeds of examples go by it
     sys.modules[name] = module
+    beside = str(path.resolve().parent)  # what lies beside the file can be imported, as for python FILE
+    if beside not in sys.path:
+        sys.path.append(beside)
     try:
         spec.loader.exec_module(module)
     except BaseException:

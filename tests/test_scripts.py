@@ -242,6 +242,15 @@ def test_it_finds_the_kernel_from_any_directory(in_a_file, elsewhere, about):
     assert f"the kernel is of {elsewhere.parent / 'kernels/naive.py'}" in shown
 
 
+def test_the_kernel_may_import_what_lies_beside_it(in_a_file, elsewhere):
+    path, kernels = in_a_file(), elsewhere.parent / "kernels"
+    (kernels / "beside_it.py").write_text((kernels / "naive.py").read_text())
+    (kernels / "naive.py").write_text("from beside_it import bad, good\n")
+    assert run(path, where=elsewhere)[0] == 1
+    status, shown = run(path, "kernels/naive.py:good", where=elsewhere.parent)
+    assert status == 0, shown
+
+
 def test_a_file_of_that_path_right_here_goes_first(in_a_file, elsewhere):
     path = in_a_file()
     (elsewhere / "kernels").mkdir()

@@ -90,6 +90,13 @@ def test_a_file_may_import_its_neighbours_by_their_package(folder):
     assert load([f"{folder / 'uses.py'}:k"], "temperature_softmax")
 
 
+def test_a_file_may_import_what_lies_beside_it(folder):
+    (folder / "apart").mkdir()
+    (folder / "apart/helper_under_test.py").write_text("def plain(x, t):\n    return x\n")
+    (folder / "apart/uses.py").write_text("from helper_under_test import plain\n")
+    assert load([f"{folder / 'apart/uses.py'}:plain"], "temperature_softmax")
+
+
 def test_a_reproducer_can_name_where_a_file_is(folder):
     path = folder / "pkg_under_test/one.py"
     assert load([str(path)])[0].target == f"{path}:first"
