@@ -142,9 +142,15 @@ def _measure(benchmark: Benchmark, point: Point, peers: dict[str, Callable[[], R
         try:
             line.peers[name] = timed(load())
         except Exception as error:  # not installed, or not for this shape: neither must end the run
-            line.missing[name] = f"{'absent' if isinstance(error, ImportError) else 'failed'}: {str(error).partition(chr(10))[0]}"
+            line.missing[name] = why_missing(error)
     line.published = benchmark.published.get(point, {})
     return line
+
+
+def why_missing(error: Exception) -> str:
+    """Why a peer has no time, in one line, without the place on this machine that Python adds where a module lacks a name."""
+    told = str(error).partition("\n")[0]
+    return f"absent: {told.removesuffix(f' ({error.path})')}" if isinstance(error, ImportError) else f"failed: {told}"
 
 
 def _time(run: Callable[[], Any], logits: torch.Tensor | None = None, kept: torch.Tensor | None = None) -> Timing:

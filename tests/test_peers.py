@@ -1,18 +1,13 @@
 """Peers of a bench: absent where they are not installed, and called as their functions are defined."""
 
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+from stabcheck.bench import why_missing
 from stabcheck.benchmarks import CROSS_ENTROPY, LOGSUMEXP
-from stabcheck.devices import GPU, Device
-
-HOME = Path(__file__).parents[1]
-REAL = sorted((HOME / "reports/bench").glob("*.json"))
-H200 = Device("cuda", "NVIDIA H200", "sm_90", GPU)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +17,16 @@ def test_a_peer_that_is_not_installed_is_absent(where, benchmark, monkeypatch):
     monkeypatch.setitem(sys.modules, where, None)
     with pytest.raises(ImportError):
         benchmark.peers["fla-core"]()
+
+
+def test_what_a_peer_lacks_is_told_without_where_it_lies(tmp_path, monkeypatch):
+    (tmp_path / "old_peer.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=tmp_path.name) as caught:
+        exec("from old_peer import newer")
+    assert why_missing(caught.value) == "absent: cannot import name 'newer' from 'old_peer'"
+    assert why_missing(ModuleNotFoundError("No module named 'peer'")) == "absent: No module named 'peer'"
+    assert why_missing(RuntimeError("no kernel\nfor this shape")) == "failed: no kernel"
 
 
 def test_fla_core_is_called_as_its_functions_are_defined(monkeypatch):
